@@ -1,0 +1,3 @@
+//! Starts the agent or the issuer.
+
+fn main() {}

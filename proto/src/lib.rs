@@ -1,0 +1,37 @@
+//! The protocols that Countersign's processes and their peers must agree on.
+//!
+//! Each module is generated from a `.proto` file of ours under `proto/`. Messages that carry a token print
+//! their names only.
+
+#![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
+
+mod redacted;
+
+/// Container Storage Interface: Identity and Node.
+pub mod csi {
+    tonic::include_proto!("csi.v1");
+}
+
+/// Kubelet's plugin registration, version 1.
+pub mod registration {
+    tonic::include_proto!("pluginregistration");
+}
+
+/// The link between driver and agent.
+pub mod agent {
+    tonic::include_proto!("countersign.agent.v1");
+
+    /// Bytes of a mailbox key: enough that one can't be guessed.
+    pub const MAILBOX_KEY_BYTES: usize = 16;
+    /// File name of the gRPC socket in the link directory.
+    pub const AGENT_SOCKET: &str = "agent.sock";
+    /// File name of the mailbox socket in the link directory.
+    pub const MAILBOX_SOCKET: &str = "mailbox.sock";
+    /// File name of the driver's status socket in the link directory: who connects reads one JSON line.
+    pub const STATUS_SOCKET: &str = "driver-status.sock";
+}
+
+/// The embedded issuer.
+pub mod issuer {
+    tonic::include_proto!("countersign.issuer.v1");
+}
