@@ -1,0 +1,186 @@
+//! The agent's one error, and the one place where it becomes a gRPC code.
+//!
+//! Variants say what kind of trouble it is, for that decides who can heal it and so the code; the text inside
+//! says what, why and what to do. Texts reach `kubectl describe pod`: they never carry a secret.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+
+/// What can go wrong between a request and its files.
+///
+/// Cheap to clone: an error of a shared fetch is handed to every volume that waits for it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// What the pod asks for is malformed or contradicts itself. Only a new pod can heal it.
+    #[error("{key}: {problem}")]
+    Request {
+        /// The annotation or attribute.
+        key: String,
+        /// Cause and remedy.
+        problem: String,
+    },
+    /// A template does not parse or cannot be rendered.
+    #[error("{key}: {problem}")]
+    Template {
+        /// The annotation or attribute that holds the template.
+        key: String,
+        /// Cause, line and remedy; never a value.
+        problem: String,
+    },
+    /// The store answered that there is no such secret, or no such field in it.
+    #[error("{reference}: {problem}")]
+    NotFound {
+        /// The reference as the pod wrote it, without options.
+        reference: String,
+        /// What is missing, and what is there.
+        problem: String,
+    },
+    /// The store's policy does not let this identity read the secret.
+    #[error("{reference}: {problem}")]
+    Denied {
+        /// The reference as the pod wrote it, without options.
+        reference: String,
+        /// Who was refused, by what, and what would allow it.
+        problem: String,
+    },
+    /// The store holds something that cannot be used: a wrong MAC, a missing key, a broken file.
+    #[error("store {store}: {problem}")]
+    Unusable {
+        /// The store's configured name.
+        store: String,
+        /// Cause and remedy.
+        problem: String,
+    },
+    /// The store does not answer, or says that it can't now.
+    #[error("store {store}: {problem}")]
+    StoreUnavailable {
+        /// The store's configured name.
+        store: String,
+        /// What was tried and what came back.
+        problem: String,
+        /// The store's own word on when to come again.
+        retry_after: Option<Duration>,
+    },
+    /// The token is missing, expired, or not for us: kubelet can bring another.
+    #[error("identity: {problem}")]
+    Unauthenticated {
+        /// Cause and remedy.
+        problem: String,
+    },
+    /// The identity source refuses this pod.
+    #[error("identity: {problem}")]
+    IdentityRefused {
+        /// Cause and remedy.
+        problem: String,
+    },
+    /// The identity source does not answer.
+    #[error("identity: {problem}")]
+    IdentityUnavailable {
+        /// What was tried and what came back.
+        problem: String,
+    },
+    /// The files are larger than the volume.
+    #[error(
+        "the files need {needed} bytes, the volume holds {capacity}; ask for less, or raise the driver's --volume-capacity"
+    )]
+    TooLarge {
+        /// Bytes of all files together.
+        needed: u64,
+        /// Bytes the volume may hold.
+        capacity: u64,
+    },
+    /// The directory could not be written. The last good files stay.
+    #[error("writing the volume: {operation}: {kind}")]
+    Directory {
+        /// What was being done.
+        operation: &'static str,
+        /// The system's word for it, such as `No space left on device`.
+        kind: rustix::io::Errno,
+    },
+    /// The request came without the volume's directory, and the agent holds none.
+    #[error("no directory came with the request; the driver sends one with the next try")]
+    NoDirectory,
+    /// Time ran out before kubelet's would.
+    #[error("not done within {} s: {waiting_for}", limit.as_secs())]
+    Deadline {
+        /// What was being waited for.
+        waiting_for: String,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The volume was forgotten while it was being filled.
+    #[error("the volume was unpublished meanwhile")]
+    Forgotten,
+    /// The agent is shutting down.
+    #[error("the agent is shutting down; it will be asked again")]
+    ShuttingDown,
+}
+
+impl Error {
+    /// The gRPC code.
+    ///
+    /// Kubelet treats CANCELLED, `DEADLINE_EXCEEDED`, UNAVAILABLE, `RESOURCE_EXHAUSTED` and ABORTED as "perhaps
+    /// mounted" and the others as final; it tries again after either, so the difference is what the user reads.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Request { .. } | Self::Template { .. } => Code::InvalidArgument,
+            Self::NotFound { .. } => Code::NotFound,
+            Self::Denied { .. } | Self::IdentityRefused { .. } => Code::PermissionDenied,
+            Self::Unusable { .. } | Self::TooLarge { .. } => Code::FailedPrecondition,
+            Self::Unauthenticated { .. } => Code::Unauthenticated,
+            Self::StoreUnavailable { .. }
+            | Self::IdentityUnavailable { .. }
+            | Self::NoDirectory
+            | Self::ShuttingDown => Code::Unavailable,
+            Self::Deadline { .. } => Code::DeadlineExceeded,
+            Self::Forgotten => Code::Aborted,
+            Self::Directory { kind, .. } => match *kind {
+                rustix::io::Errno::NOSPC | rustix::io::Errno::MFILE | rustix::io::Errno::NFILE => {
+                    Code::ResourceExhausted
+                }
+                _ => Code::Internal,
+            },
+        }
+    }
+
+    /// A wrong request, by the key that is wrong.
+    pub(crate) fn request(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Request { key: key.into(), problem: problem.into() }
+    }
+
+    /// Whether trying again later may help without anybody changing the request.
+    #[must_use]
+    pub fn may_heal(&self) -> bool {
+        !matches!(self, Self::Request { .. } | Self::Forgotten)
+    }
+
+    /// One word for metrics.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Request { .. } => "request",
+            Self::Template { .. } => "template",
+            Self::NotFound { .. } => "not_found",
+            Self::Denied { .. } => "denied",
+            Self::Unusable { .. } => "unusable",
+            Self::StoreUnavailable { .. } => "store_unavailable",
+            Self::Unauthenticated { .. } => "unauthenticated",
+            Self::IdentityRefused { .. } => "identity_refused",
+            Self::IdentityUnavailable { .. } => "identity_unavailable",
+            Self::TooLarge { .. } => "too_large",
+            Self::Directory { .. } => "directory",
+            Self::NoDirectory => "no_directory",
+            Self::Deadline { .. } => "deadline",
+            Self::Forgotten => "forgotten",
+            Self::ShuttingDown => "shutting_down",
+        }
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}

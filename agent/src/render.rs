@@ -1,0 +1,1 @@
+//! From secrets to the bytes of files.

@@ -1,0 +1,157 @@
+//! What a pod asks for, parsed once: after [`Request::parse`] nobody looks at a string again.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often plain secrets are looked at again unless the pod says otherwise.
+pub const DEFAULT_REFRESH: Duration = Duration::from_secs(60);
+
+/// Everything one volume is to hold.
+#[derive(Debug)]
+pub struct Request {
+    /// The files, at least one, in order of their paths; no two collide.
+    pub files: Vec<FileSpec>,
+    /// How long a plain secret is good for before it is looked at again.
+    pub refresh: Duration,
+}
+
+/// One file.
+#[derive(Debug)]
+pub struct FileSpec {
+    /// The annotation or attribute that asked for it, for messages.
+    pub key: String,
+    /// Where it lies, relative to the volume's root.
+    pub path: FilePath,
+    /// Permission bits when the pod chose them.
+    pub mode: Option<u32>,
+    /// What goes into it.
+    pub content: Content,
+}
+
+/// What a file holds.
+#[derive(Debug)]
+pub enum Content {
+    /// One secret, or one field of it.
+    Secret(Reference),
+    /// A rendered template.
+    Template(Template),
+    /// The X.509-SVID: leaf and intermediates, PEM.
+    X509Chain,
+    /// The X.509-SVID's private key: PKCS#8, PEM.
+    X509Key,
+    /// The trust bundle of the pod's own trust domain: PEM.
+    X509Bundle,
+    /// A JWT-SVID for this audience, without a line end.
+    Jwt {
+        /// The audience.
+        audience: String,
+    },
+}
+
+/// A template's source, already known to parse.
+#[derive(Debug)]
+pub struct Template {
+    /// The text. Written by the pod's author; no secret.
+    pub source: String,
+    /// The references that could be read off it when it was parsed; a branch that depends on a secret's value may
+    /// ask for more when it is rendered.
+    pub references: Vec<Reference>,
+}
+
+/// A path of one to n components, each at most 255 bytes, none of them `.`, `..` or beginning with `..`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FilePath(pub(crate) String);
+
+impl FilePath {
+    /// The path, with `/` between its components.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The components in order.
+    pub fn components(&self) -> impl DoubleEndedIterator<Item = &str> {
+        self.0.split('/')
+    }
+}
+
+impl fmt::Display for FilePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// `<store>:<path>[#<field>][?option&option]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference {
+    /// What is fetched: shared by all references to fields of the same secret.
+    pub source: Source,
+    /// Which part of it is wanted; none: all of it, as JSON.
+    pub field: Option<Field>,
+    /// A secret that is not there leaves the file out instead of keeping the pod waiting.
+    pub optional: bool,
+    /// How the store's text becomes the file's bytes.
+    pub encoding: Encoding,
+    /// How long this secret is good for, when the reference says so.
+    pub refresh: Option<Duration>,
+    /// Permission bits, when the reference says so.
+    pub mode: Option<u32>,
+}
+
+/// What a store is asked for. Two references with equal sources are one fetch.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Source {
+    /// The store's configured name.
+    pub store: Arc<str>,
+    /// The path inside the store, not empty.
+    pub path: Arc<str>,
+    /// The version asked for; none: the newest.
+    pub version: Option<Arc<str>>,
+    /// Options that only the store understands, by name.
+    pub options: BTreeMap<String, String>,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.store, self.path)
+    }
+}
+
+/// Which part of a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Field {
+    /// A member of the top level.
+    Key(String),
+    /// A JSON Pointer (RFC 6901), unescaped.
+    Pointer(Vec<String>),
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(key) => write!(f, "#{key}"),
+            Self::Pointer(parts) => {
+                f.write_str("#")?;
+                parts.iter().try_for_each(|part| write!(f, "/{}", part.replace('~', "~0").replace('/', "~1")))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.source)?;
+        self.field.iter().try_for_each(|field| field.fmt(f))
+    }
+}
+
+/// How a store's text becomes bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// As it is.
+    Plain,
+    /// The store's text is base64 (standard alphabet) of what the file is to hold.
+    Base64,
+}
