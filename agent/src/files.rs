@@ -95,6 +95,10 @@ impl<T> During<T> for Result<T, Errno> {
     }
 }
 
+/// Goes on whatever came of it: for cleaning up, when the error that matters is another one, or there is nobody
+/// left to be told.
+fn regardless(_: Result<(), Errno>) {}
+
 impl Directory {
     /// Takes the root of a volume that may hold `capacity` bytes of files, and puts right what a crash left in it.
     ///
@@ -167,7 +171,7 @@ impl Directory {
         tree::overwrite(&self.root);
         for name in tree::names(&self.root).unwrap_or_default() {
             // Nobody is left to be told, and the driver destroys the file system next.
-            drop(tree::remove(&self.root, &name));
+            regardless(tree::remove(&self.root, &name));
         }
     }
 
@@ -181,8 +185,8 @@ impl Directory {
         let name = generation::write(&self.root, set, clock.wall())?;
         let names = set.top_level();
         if let Err(error) = self.switch(&name, &names) {
-            drop(tree::remove(&self.root, LINKS_NEXT));
-            drop(fs::unlinkat(&self.root, DATA_NEXT, AtFlags::empty()));
+            regardless(tree::remove(&self.root, LINKS_NEXT));
+            regardless(fs::unlinkat(&self.root, DATA_NEXT, AtFlags::empty()));
             generation::discard(&self.root, &name, set);
             return Err(error);
         }
@@ -216,7 +220,7 @@ impl Directory {
         if let Err(error) = swapped {
             for name in going {
                 // There already, if its removal was what failed.
-                drop(link(&self.root, name));
+                regardless(link(&self.root, name));
             }
             return Err(error);
         }
@@ -229,7 +233,7 @@ impl Directory {
                     tracing::warn!(%name, %kind, "visible link not put in place");
                 }
             }
-            drop(fs::unlinkat(&self.root, LINKS_NEXT, AtFlags::REMOVEDIR));
+            regardless(fs::unlinkat(&self.root, LINKS_NEXT, AtFlags::REMOVEDIR));
         }
         Ok(())
     }
@@ -239,7 +243,7 @@ impl Directory {
         if coming.is_empty() {
             return Ok(None);
         }
-        drop(tree::remove(&self.root, LINKS_NEXT));
+        regardless(tree::remove(&self.root, LINKS_NEXT));
         fs::mkdirat(&self.root, LINKS_NEXT, Mode::RWXU).during("making ..links_tmp")?;
         let staged = tree::directory(&self.root, LINKS_NEXT).during("opening ..links_tmp")?;
         coming.iter().try_for_each(|name| link(&staged, name)).during("making a visible link")?;

@@ -7,12 +7,13 @@ use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::set::File;
-use super::{During, FileSet, tree};
+use super::{During, FileSet, regardless, tree};
 use crate::Error;
 use crate::request::FilePath;
 
 /// What a directory may be: the pod has to pass through it.
-const DIRECTORY_MODE: Mode = Mode::RWXU.union(Mode::RGRP).union(Mode::XGRP).union(Mode::ROTH).union(Mode::XOTH);
+const DIRECTORY_MODE: Mode =
+    Mode::RWXU.union(Mode::RGRP).union(Mode::XGRP).union(Mode::ROTH).union(Mode::XOTH);
 /// How often another random name is tried.
 const NAMES_TRIED: usize = 4;
 
@@ -33,12 +34,12 @@ pub(super) fn write(root: &OwnedFd, set: &FileSet, wall: SystemTime) -> Result<S
 /// Goes by the names that were written and opens nothing: this runs when descriptors may have run out.
 pub(super) fn discard(root: &OwnedFd, name: &str, set: &FileSet) {
     for (path, _) in set.iter() {
-        drop(fs::unlinkat(root, format!("{name}/{path}"), AtFlags::empty()));
+        regardless(fs::unlinkat(root, format!("{name}/{path}"), AtFlags::empty()));
     }
     for directory in set.directories().into_iter().rev() {
-        drop(fs::unlinkat(root, format!("{name}/{directory}"), AtFlags::REMOVEDIR));
+        regardless(fs::unlinkat(root, format!("{name}/{directory}"), AtFlags::REMOVEDIR));
     }
-    drop(fs::unlinkat(root, name, AtFlags::REMOVEDIR));
+    regardless(fs::unlinkat(root, name, AtFlags::REMOVEDIR));
 }
 
 /// Makes a directory `..<UTC time>.<random>`.
@@ -73,7 +74,8 @@ fn fill(root: &OwnedFd, name: &str, set: &FileSet) -> Result<(), Error> {
     // setgid bit by chmod, and files made after that would not be the group's.
     if hidden(&generation).during("reading the generation's mode")? {
         for directory in &directories {
-            fs::chmodat(&generation, *directory, DIRECTORY_MODE, AtFlags::empty()).during("opening up a directory")?;
+            fs::chmodat(&generation, *directory, DIRECTORY_MODE, AtFlags::empty())
+                .during("opening up a directory")?;
         }
         fs::fchmod(&generation, DIRECTORY_MODE).during("opening up the generation's directory")?;
     }
@@ -87,7 +89,8 @@ fn hidden(directory: &OwnedFd) -> Result<bool, Errno> {
 
 fn write_file(generation: &OwnedFd, path: &FilePath, file: &File) -> Result<(), Error> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let made = fs::openat(generation, path.as_str(), flags, Mode::RUSR | Mode::WUSR).during("making a file")?;
+    let made =
+        fs::openat(generation, path.as_str(), flags, Mode::RUSR | Mode::WUSR).during("making a file")?;
     let mut rest = file.content.expose();
     while !rest.is_empty() {
         let written = match rustix::io::write(&made, rest) {

@@ -51,7 +51,9 @@ impl Directory {
         let name = target.filter(|name| name.starts_with("..") && name.len() > 2 && !name.contains('/'));
         if let Some(name) = name {
             match tree::directory(&self.root, &name).and_then(|generation| tree::names(&generation)) {
-                Ok(names) => return Ok(Some(Generation { name, names: names.into_iter().collect(), digest: None })),
+                Ok(names) => {
+                    return Ok(Some(Generation { name, names: names.into_iter().collect(), digest: None }));
+                }
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                 Err(kind) => return Err(kind),
             }

@@ -5,8 +5,9 @@ use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
-use super::FileSet;
 use super::set::File;
+use super::{FileSet, regardless};
+use crate::request::FilePath;
 
 /// How deep a walk goes: deeper than any file path, and well within a thread's stack and a process's descriptors.
 const MAX_DEPTH: usize = 20;
@@ -64,7 +65,7 @@ fn overwrite_within(parent: &OwnedFd, depth: usize) {
             FileType::Directory => {
                 directory(parent, &name).into_iter().for_each(|inner| overwrite_within(&inner, depth));
             }
-            FileType::RegularFile => drop(overwrite_file(parent, &name, stat.st_size)),
+            FileType::RegularFile => regardless(overwrite_file(parent, &name, stat.st_size)),
             _ => {}
         }
     }
@@ -86,9 +87,8 @@ fn overwrite_file(parent: &OwnedFd, name: &str, size: i64) -> Result<(), Errno> 
 /// Whether the generation `name` holds exactly `set`: names, modes and contents. What cannot be read does not.
 pub(super) fn holds(root: &OwnedFd, name: &str, set: &FileSet) -> bool {
     let Ok(generation) = directory(root, name) else { return false };
-    let same = |(path, file): (&crate::request::FilePath, &File)| {
-        same_file(&generation, path.as_str(), file).unwrap_or_default()
-    };
+    let same =
+        |(path, file): (&FilePath, &File)| same_file(&generation, path.as_str(), file).unwrap_or_default();
     set.iter().all(same) && count_files(&generation, MAX_DEPTH).is_ok_and(|files| files == set.len())
 }
 

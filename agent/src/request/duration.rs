@@ -9,9 +9,8 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Reads `30s`, `5m`, `1h 30m`: from one second to a day.
 pub(super) fn parse(text: &str) -> Result<Duration, Problem> {
-    let duration = humantime::parse_duration(text).map_err(|_| {
-        Problem::new("not a duration; write a number and a unit, such as 30s, 5m or 1h")
-    })?;
+    let duration = humantime::parse_duration(text)
+        .map_err(|_| Problem::new("not a duration; write a number and a unit, such as 30s, 5m or 1h"))?;
     if (SHORTEST..=LONGEST).contains(&duration) {
         Ok(duration)
     } else {

@@ -44,7 +44,9 @@ mod tests {
 
     #[test]
     fn modes() {
-        for (text, mode) in [("0400", 0o400), ("400", 0o400), ("0440", 0o440), ("444", 0o444), ("0004", 0o004)] {
+        for (text, mode) in
+            [("0400", 0o400), ("400", 0o400), ("0440", 0o440), ("444", 0o444), ("0004", 0o004)]
+        {
             assert_eq!(parse(text), Ok(mode));
         }
         let octal = "mode is not three or four octal digits; write for example mode=0440";
@@ -56,10 +58,22 @@ mod tests {
             ("+440", octal),
             ("0489", octal),
             ("r--", octal),
-            ("4400", "mode=4400 has setuid, setgid or sticky bits, which the nosuid volume ignores; write mode=0400"),
-            ("0640", "mode=0640 has write or execute bits, but the volume is read-only and noexec; write mode=0440"),
-            ("0755", "mode=0755 has write or execute bits, but the volume is read-only and noexec; write mode=0444"),
-            ("0111", "mode=0111 has write or execute bits, but the volume is read-only and noexec; write mode=0440"),
+            (
+                "4400",
+                "mode=4400 has setuid, setgid or sticky bits, which the nosuid volume ignores; write mode=0400",
+            ),
+            (
+                "0640",
+                "mode=0640 has write or execute bits, but the volume is read-only and noexec; write mode=0440",
+            ),
+            (
+                "0755",
+                "mode=0755 has write or execute bits, but the volume is read-only and noexec; write mode=0444",
+            ),
+            (
+                "0111",
+                "mode=0111 has write or execute bits, but the volume is read-only and noexec; write mode=0440",
+            ),
             ("000", "mode=0000 lets nobody read the file; write for example mode=0440"),
         ] {
             assert_eq!(parse(text).unwrap_err().to_string(), problem, "{text}");

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::key::Key;
-use super::{Content, DEFAULT_REFRESH, FilePath, FileSpec, Problem, Reference, Request, StoreNames, Template, duration};
+use super::{
+    Content, DEFAULT_REFRESH, FilePath, FileSpec, Problem, Reference, Request, StoreNames, Template, duration,
+};
 use crate::Error;
 
 /// The most files one volume may hold: two generations of them and their links fit the volume's inodes.
@@ -117,14 +119,19 @@ impl Files {
             return Err(Error::request(WHOLE, problem));
         }
         if self.0.len() > MAX_FILES {
-            let problem =
-                format!("asks for {} files, at most {MAX_FILES} are possible; split them over two volumes", self.0.len());
+            let problem = format!(
+                "asks for {} files, at most {MAX_FILES} are possible; split them over two volumes",
+                self.0.len()
+            );
             return Err(Error::request(WHOLE, problem));
         }
         for (path, file) in &self.0 {
             for directory in path.ancestors() {
                 if let Some(other) = self.0.get(&FilePath(directory.to_owned())) {
-                    let problem = format!("{directory} would be a directory, but {} asks for a file there; rename one", other.key);
+                    let problem = format!(
+                        "{directory} would be a directory, but {} asks for a file there; rename one",
+                        other.key
+                    );
                     return Err(Error::request(&file.key, problem));
                 }
             }
@@ -136,13 +143,20 @@ impl Files {
 fn audience(value: &str) -> Result<String, Problem> {
     let value = value.trim_ascii();
     if value.is_empty() {
-        return Err(Problem::new("the audience is empty; write for whom the token is, such as https://api.example.com"));
+        return Err(Problem::new(
+            "the audience is empty; write for whom the token is, such as https://api.example.com",
+        ));
     }
     if value.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err(Problem::new("the audience holds white space; one token is for one audience, so ask for another file"));
+        return Err(Problem::new(
+            "the audience holds white space; one token is for one audience, so ask for another file",
+        ));
     }
     if value.len() > 1024 {
-        return Err(Problem::new(format!("the audience has {} bytes; at most 1024 are possible", value.len())));
+        return Err(Problem::new(format!(
+            "the audience has {} bytes; at most 1024 are possible",
+            value.len()
+        )));
     }
     Ok(value.to_owned())
 }
@@ -173,12 +187,16 @@ fn mount_path(value: &str) -> Result<(), Problem> {
     let relative = value.strip_prefix('/').filter(|rest| !rest.is_empty());
     let parts = relative.map(|rest| rest.trim_end_matches('/').split('/'));
     let sound = |mut parts: std::str::Split<'_, char>| {
-        parts.all(|part| !matches!(part, "" | "." | "..") && !part.contains(|c: char| c.is_control() || c == ':'))
+        parts.all(|part| {
+            !matches!(part, "" | "." | "..") && !part.contains(|c: char| c.is_control() || c == ':')
+        })
     };
     if parts.is_some_and(sound) {
         Ok(())
     } else {
-        Err(Problem::new("not an absolute path; write one without . and .., such as /var/run/secrets/countersign"))
+        Err(Problem::new(
+            "not an absolute path; write one without . and .., such as /var/run/secrets/countersign",
+        ))
     }
 }
 
@@ -305,8 +323,14 @@ mod tests {
                 &[("svid.countersign.dev/x509", "tls.crt,tls.key")],
                 &format!("svid.countersign.dev/x509: names 2 files, {three}"),
             ),
-            (&[("svid.countersign.dev/x509", " ")], &format!("svid.countersign.dev/x509: names 0 files, {three}")),
-            (&[("svid.countersign.dev/x509", "a,b,c,d")], &format!("svid.countersign.dev/x509: names 4 files, {three}")),
+            (
+                &[("svid.countersign.dev/x509", " ")],
+                &format!("svid.countersign.dev/x509: names 0 files, {three}"),
+            ),
+            (
+                &[("svid.countersign.dev/x509", "a,b,c,d")],
+                &format!("svid.countersign.dev/x509: names 4 files, {three}"),
+            ),
             (
                 &[("svid.countersign.dev/x509", "a,,c")],
                 "svid.countersign.dev/x509: the file name is empty; put it after the slash",
@@ -360,7 +384,10 @@ mod tests {
     #[test]
     fn neighbours_in_order_are_no_collision() {
         // "a!" sorts between "a" and "a/b"; a look at the next path alone would miss it or see what is not there.
-        assert!(parse(&[("secret.countersign.dev/a!", "vault:a"), ("secret.countersign.dev/a/b", "vault:a")]).is_ok());
+        assert!(
+            parse(&[("secret.countersign.dev/a!", "vault:a"), ("secret.countersign.dev/a/b", "vault:a")])
+                .is_ok()
+        );
         let with_a = [
             ("secret.countersign.dev/a", "vault:a"),
             ("secret.countersign.dev/a!", "vault:a"),
@@ -372,7 +399,8 @@ mod tests {
     #[test]
     fn files_and_bytes_are_counted() {
         let many = |count: usize| {
-            let attributes = (0..count).map(|n| (format!("secret.countersign.dev/f{n}"), "vault:a".to_owned()));
+            let attributes =
+                (0..count).map(|n| (format!("secret.countersign.dev/f{n}"), "vault:a".to_owned()));
             Request::parse(attributes, &["vault"].into_iter().collect())
         };
         assert_eq!(many(512).unwrap().files.len(), 512);
@@ -393,7 +421,9 @@ mod tests {
         let shown = format!("{}…", "k".repeat(60));
         assert_eq!(
             message(&[(&long, "")]),
-            format!("{shown}: the key has 5000 bytes or a control character; at most 4127 printable ones are possible")
+            format!(
+                "{shown}: the key has 5000 bytes or a control character; at most 4127 printable ones are possible"
+            )
         );
         assert_eq!(
             message(&[("a\nb", "")]),
@@ -403,7 +433,9 @@ mod tests {
 
     #[test]
     fn a_pasted_secret_is_not_repeated() {
-        for value in ["correct horse battery staple", "s3cr3t/with+base64==", "p4ss w0rd!:x", "AKIA IOSFODNN7:x"] {
+        for value in
+            ["correct horse battery staple", "s3cr3t/with+base64==", "p4ss w0rd!:x", "AKIA IOSFODNN7:x"]
+        {
             for key in ["secret.countersign.dev/a", "svid.countersign.dev/x509", "countersign.dev/refresh"] {
                 let text = message(&[(key, value)]);
                 assert!(!value.split([':', ' ']).any(|part| part.len() > 2 && text.contains(part)), "{text}");

@@ -28,7 +28,9 @@ impl FilePath {
         }
         let parts = text.split('/').count();
         if parts > MAX_COMPONENTS {
-            return Err(Problem::new(format!("the file name has {parts} parts; at most {MAX_COMPONENTS} are possible")));
+            return Err(Problem::new(format!(
+                "the file name has {parts} parts; at most {MAX_COMPONENTS} are possible"
+            )));
         }
         text.split('/').try_for_each(component)?;
         Ok(Self(text.to_owned()))
@@ -42,11 +44,15 @@ impl FilePath {
 
 fn component(name: &str) -> Result<(), Problem> {
     match name {
-        "" => Err(Problem::new("the file name has an empty part; write one slash between parts, none at the end")),
-        "." | ".." => Err(Problem::new("the file name has a part . or ..; write where the file lies without them")),
-        name if name.starts_with("..") => {
-            Err(Problem::new("a part of the file name begins with .., which the volume keeps for itself; rename it"))
+        "" => Err(Problem::new(
+            "the file name has an empty part; write one slash between parts, none at the end",
+        )),
+        "." | ".." => {
+            Err(Problem::new("the file name has a part . or ..; write where the file lies without them"))
         }
+        name if name.starts_with("..") => Err(Problem::new(
+            "a part of the file name begins with .., which the volume keeps for itself; rename it",
+        )),
         name if name.len() > MAX_COMPONENT_BYTES => Err(Problem::new(format!(
             "a part of the file name has {} bytes; at most {MAX_COMPONENT_BYTES} are possible",
             name.len()

@@ -104,15 +104,18 @@ impl Reference {
             ("optional", Some(_)) => {
                 return Err(Problem::new("option optional takes no value; write ?optional"));
             }
-            (_, Some("")) => return Err(Problem::new(format!("option {name} has no value; write {name}=<value>"))),
+            (_, Some("")) => {
+                return Err(Problem::new(format!("option {name} has no value; write {name}=<value>")));
+            }
             (_, Some(value)) => value,
             (name, None) => return Err(lonely_option(name)),
         };
         match name {
             "mode" => self.mode = Some(mode::parse(value)?),
             "refresh" => {
-                self.refresh =
-                    Some(duration::parse(value).map_err(|why| Problem::new(format!("option refresh: {why}")))?);
+                self.refresh = Some(
+                    duration::parse(value).map_err(|why| Problem::new(format!("option refresh: {why}")))?,
+                );
             }
             "version" => self.source.version = Some(value.into()),
             "encoding" if value == "base64" => self.encoding = Encoding::Base64,
@@ -131,10 +134,14 @@ impl Field {
     /// A member's name, or with a leading `/` a JSON Pointer (RFC 6901 §3 and §4).
     fn parse(text: &str) -> Result<Self, Problem> {
         if text.is_empty() {
-            return Err(Problem::new("the field after # is empty; name one, or leave out # for the whole secret as json"));
+            return Err(Problem::new(
+                "the field after # is empty; name one, or leave out # for the whole secret as json",
+            ));
         }
         if text.contains('#') {
-            return Err(Problem::new("# stands twice; one field, or one json pointer such as #/a/b, is possible"));
+            return Err(Problem::new(
+                "# stands twice; one field, or one json pointer such as #/a/b, is possible",
+            ));
         }
         match text.strip_prefix('/') {
             None => Ok(Self::Key(text.to_owned())),
@@ -152,7 +159,9 @@ fn unescape(token: &str) -> Result<String, Problem> {
             (Some(rest), _) => ('~', rest),
             (_, Some(rest)) => ('/', rest),
             (None, None) => {
-                return Err(Problem::new("the json pointer has a ~ without 0 or 1; write ~0 for ~ and ~1 for /"));
+                return Err(Problem::new(
+                    "the json pointer has a ~ without 0 or 1; write ~0 for ~ and ~1 for /",
+                ));
             }
         };
         text.push(escaped);
@@ -183,8 +192,9 @@ fn find_store(name: &str, stores: &StoreNames) -> Result<Arc<str>, Problem> {
     if name.len() > 63 || !name.bytes().all(legal) {
         return Err(Problem::new(format!("what stands before : is no store's name; {}", known(stores))));
     }
-    let hint =
-        suggest::nearest(name, stores.iter()).map(|near| format!("did you mean {near}? ")).unwrap_or_default();
+    let hint = suggest::nearest(name, stores.iter())
+        .map(|near| format!("did you mean {near}? "))
+        .unwrap_or_default();
     Err(Problem::new(format!("unknown store {name}; {hint}{}", known(stores))))
 }
 
@@ -204,7 +214,9 @@ fn lonely_option(name: &str) -> Problem {
     }
     match suggest::nearest(name, OPTIONS) {
         Some(near) => Problem::new(format!("unknown option {name}; did you mean {near}?")),
-        None => Problem::new(format!("unknown option {name}; a store's own options are written {name}=<value>")),
+        None => {
+            Problem::new(format!("unknown option {name}; a store's own options are written {name}=<value>"))
+        }
     }
 }
 
@@ -220,7 +232,8 @@ pub(super) fn write_options(reference: &Reference, f: &mut fmt::Formatter<'_>) -
     }
     options.extend(reference.source.version.iter().map(|version| format!("version={version}")));
     // humantime writes `1h 30m`, which is read back as it stands.
-    options.extend(reference.refresh.map(|refresh| format!("refresh={}", humantime::format_duration(refresh))));
+    options
+        .extend(reference.refresh.map(|refresh| format!("refresh={}", humantime::format_duration(refresh))));
     options.extend(reference.source.options.iter().map(|(name, value)| format!("{name}={value}")));
     for (place, option) in options.iter().enumerate() {
         f.write_char(if place == 0 { '?' } else { '&' })?;
@@ -264,7 +277,8 @@ mod tests {
         assert_eq!(reference.encoding, Encoding::Base64);
         assert_eq!(reference.source.version.as_deref(), Some("3"));
         assert_eq!(reference.refresh, Some(Duration::from_secs(5400)));
-        let options: Vec<_> = reference.source.options.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        let options: Vec<_> =
+            reference.source.options.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         assert_eq!(options, [("namespace", "team/a"), ("ttl", "60")]);
         assert_eq!(reference.to_string(), "vault:a:b/c", "messages show no options");
     }
@@ -317,7 +331,10 @@ mod tests {
             ("vault:../sys", dots),
             ("vault:a/./b", dots),
             ("vault:a#", "the field after # is empty; name one, or leave out # for the whole secret as json"),
-            ("vault:a#?optional", "the field after # is empty; name one, or leave out # for the whole secret as json"),
+            (
+                "vault:a#?optional",
+                "the field after # is empty; name one, or leave out # for the whole secret as json",
+            ),
             ("vault:a#b#c", "# stands twice; one field, or one json pointer such as #/a/b, is possible"),
             ("vault:a#/a~", tilde),
             ("vault:a#/a~2", tilde),

@@ -15,14 +15,69 @@ use super::{Problem, Reference, StoreNames, Template, suggest};
 
 /// The filters there are: the engine's own that neither call by name nor guess, and ours.
 pub(crate) const FILTERS: [&str; 36] = [
-    "abs", "b64decode", "b64encode", "bool", "capitalize", "count", "d", "default", "dictsort", "first", "float",
-    "indent", "int", "items", "join", "last", "length", "lines", "list", "lower", "max", "min", "quote", "replace",
-    "reverse", "round", "sort", "split", "string", "sum", "title", "tojson", "trim", "unique", "upper", "urlencode",
+    "abs",
+    "b64decode",
+    "b64encode",
+    "bool",
+    "capitalize",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "first",
+    "float",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "lines",
+    "list",
+    "lower",
+    "max",
+    "min",
+    "quote",
+    "replace",
+    "reverse",
+    "round",
+    "sort",
+    "split",
+    "string",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "unique",
+    "upper",
+    "urlencode",
 ];
 /// The tests there are.
 const TESTS: [&str; 24] = [
-    "boolean", "defined", "divisibleby", "endingwith", "eq", "even", "false", "float", "ge", "gt", "in", "integer",
-    "iterable", "le", "lt", "mapping", "ne", "none", "number", "odd", "sequence", "startingwith", "string", "true",
+    "boolean",
+    "defined",
+    "divisibleby",
+    "endingwith",
+    "eq",
+    "even",
+    "false",
+    "float",
+    "ge",
+    "gt",
+    "in",
+    "integer",
+    "iterable",
+    "le",
+    "lt",
+    "mapping",
+    "ne",
+    "none",
+    "number",
+    "odd",
+    "sequence",
+    "startingwith",
+    "string",
+    "true",
 ];
 const UNDEFINED_TEST: &str = "undefined";
 /// The most words and signs between `{{` and `}}`, or `{%` and `%}`.
@@ -41,8 +96,13 @@ impl Template {
             let line = error.line().unwrap_or(1);
             Problem::new(format!("line {line}: {}", error.detail().unwrap_or("the template does not parse")))
         })?;
-        let mut reader =
-            Reader { stores, scopes: vec![Vec::new()], calls: BTreeMap::new(), references: Vec::new(), sure: true };
+        let mut reader = Reader {
+            stores,
+            scopes: vec![Vec::new()],
+            calls: BTreeMap::new(),
+            references: Vec::new(),
+            sure: true,
+        };
         reader.statement(&tree)?;
         let Reader { calls, references, .. } = reader;
         Ok(Self { source: source.to_owned(), references, calls })
@@ -61,7 +121,8 @@ fn bounded(source: &str) -> Done {
             _ => words += 1,
         }
         if words > MAX_TAG_WORDS {
-            let problem = format!("a tag has more than {MAX_TAG_WORDS} words and signs; split it into several");
+            let problem =
+                format!("a tag has more than {MAX_TAG_WORDS} words and signs; split it into several");
             return Err(at(span, problem));
         }
         if branches > MAX_BRANCHES {
@@ -124,9 +185,10 @@ impl<'t> Reader<'t> {
                 self.statements(&block.body)?;
                 self.expression(&block.filter)
             }
-            Stmt::AutoEscape(block) => {
-                Err(at(block.span(), "autoescape is not available; escape with a filter, such as tojson or quote"))
-            }
+            Stmt::AutoEscape(block) => Err(at(
+                block.span(),
+                "autoescape is not available; escape with a filter, such as tojson or quote",
+            )),
             Stmt::Do(call) => self.call(&call.call),
         }
     }
@@ -266,9 +328,10 @@ impl<'t> Reader<'t> {
 
     fn arguments(&mut self, arguments: &[CallArg<'t>]) -> Done {
         arguments.iter().try_for_each(|argument| match argument {
-            CallArg::Pos(value) | CallArg::Kwarg(_, value) | CallArg::PosSplat(value) | CallArg::KwargSplat(value) => {
-                self.expression(value)
-            }
+            CallArg::Pos(value)
+            | CallArg::Kwarg(_, value)
+            | CallArg::PosSplat(value)
+            | CallArg::KwargSplat(value) => self.expression(value),
         })
     }
 
@@ -278,7 +341,8 @@ impl<'t> Reader<'t> {
             Expr::Var(name) if name.id == "range" => self.arguments(&call.args),
             Expr::Var(name) => Err(unknown("function", name.id, call.span(), FUNCTIONS)),
             Expr::GetAttr(method) => {
-                let problem = format!("there is no method {}(); use a filter, such as value|upper", method.name);
+                let problem =
+                    format!("there is no method {}(); use a filter, such as value|upper", method.name);
                 Err(at(call.span(), problem))
             }
             Expr::Const(_)
@@ -314,7 +378,10 @@ impl<'t> Reader<'t> {
         let reference = Reference::parse(text, self.stores)
             .map_err(|problem| at(call.span(), format!("secret(…): {problem}")))?;
         if reference.mode.is_some() {
-            return Err(at(call.span(), "secret(…): option mode has no meaning inside a template; leave it out"));
+            return Err(at(
+                call.span(),
+                "secret(…): option mode has no meaning inside a template; leave it out",
+            ));
         }
         if self.sure && !self.references.contains(&reference) {
             self.references.push(reference.clone());
@@ -357,22 +424,37 @@ mod tests {
             ("{{ secret('vault:a').x }}{{ secret('vault:a').y }}", &["vault:a"]),
             ("{# {{ secret('vault:a') }} #}{% raw %}{{ secret('vault:b') }}{% endraw %}", &[]),
             ("{% if secret('vault:a').x %}{{ secret('vault:b').y }}{% endif %}", &["vault:a"]),
-            ("{% if secret('vault:a').x %}a{% elif secret('vault:b').x %}{% else %}{{ secret('sops:c').x }}{% endif %}", &["vault:a"]),
+            (
+                "{% if secret('vault:a').x %}a{% elif secret('vault:b').x %}{% else %}{{ secret('sops:c').x }}{% endif %}",
+                &["vault:a"],
+            ),
             ("{{ secret('vault:a').x or secret('vault:b').x }}", &["vault:a"]),
             ("{{ secret('vault:a').x if secret('vault:b').x else secret('sops:c').x }}", &["vault:b"]),
-            ("{% for k in secret('vault:a') %}{{ secret('vault:b').x }}{% endfor %}{{ secret('sops:c') }}", &["vault:a", "sops:c"]),
+            (
+                "{% for k in secret('vault:a') %}{{ secret('vault:b').x }}{% endfor %}{{ secret('sops:c') }}",
+                &["vault:a", "sops:c"],
+            ),
             ("{% set a = secret('vault:a') %}{{ a.x ~ secret('sops:c').x }}", &["vault:a", "sops:c"]),
             ("{% with a = secret('vault:a') %}{{ a.x }}{% endwith %}", &["vault:a"]),
-            ("{% set a %}{{ secret('vault:a').x }}{% endset %}{{ a|replace('x', secret('sops:c').x) }}", &["vault:a", "sops:c"]),
+            (
+                "{% set a %}{{ secret('vault:a').x }}{% endset %}{{ a|replace('x', secret('sops:c').x) }}",
+                &["vault:a", "sops:c"],
+            ),
             ("{% filter upper %}{{ secret('vault:a').x }}{% endfilter %}", &["vault:a"]),
             ("{{ 'a' in secret('vault:a') and secret('vault:b').x is defined }}", &["vault:a"]),
             ("{{ secret('vault:a').x < secret('vault:b').x < secret('sops:c').x }}", &["vault:a", "vault:b"]),
             ("{{ [secret('vault:a').x, secret('vault:b').x]|join(':') }}", &["vault:a", "vault:b"]),
-            ("{{ {'k': secret('vault:a').x}|tojson }}{{ secret('vault:b').x[1:3] }}", &["vault:a", "vault:b"]),
+            (
+                "{{ {'k': secret('vault:a').x}|tojson }}{{ secret('vault:b').x[1:3] }}",
+                &["vault:a", "vault:b"],
+            ),
         ] {
             assert_eq!(sure(source), references, "{source}");
         }
-        assert_eq!(all("{% if secret('vault:a').x %}{{ secret('vault:b').y }}{% endif %}"), ["vault:a", "vault:b"]);
+        assert_eq!(
+            all("{% if secret('vault:a').x %}{{ secret('vault:b').y }}{% endif %}"),
+            ["vault:a", "vault:b"]
+        );
     }
 
     #[test]
@@ -400,33 +482,66 @@ mod tests {
             ("{% extends 'x' %}", "line 1: unknown statement extends"),
             ("{% macro x() %}{% endmacro %}", "line 1: unknown statement macro"),
             ("\n{{ user }}", "line 2: unknown variable user; write secret(\"<store>:<path>\") for a secret"),
-            ("{% for a in [1] %}{% endfor %}{{ a }}", "line 1: unknown variable a; write secret(\"<store>:<path>\") for a secret"),
-            ("{{ loop.index }}", "line 1: unknown variable loop; write secret(\"<store>:<path>\") for a secret"),
-            ("{% for a in a %}{% endfor %}", "line 1: unknown variable a; write secret(\"<store>:<path>\") for a secret"),
+            (
+                "{% for a in [1] %}{% endfor %}{{ a }}",
+                "line 1: unknown variable a; write secret(\"<store>:<path>\") for a secret",
+            ),
+            (
+                "{{ loop.index }}",
+                "line 1: unknown variable loop; write secret(\"<store>:<path>\") for a secret",
+            ),
+            (
+                "{% for a in a %}{% endfor %}",
+                "line 1: unknown variable a; write secret(\"<store>:<path>\") for a secret",
+            ),
             ("{{ secret }}", "line 1: secret is a function; write secret(…)"),
             ("{% set secret = 1 %}", "line 1: secret has a meaning already; choose another name"),
             ("{{ secrets('vault:a') }}", "line 1: unknown function secrets; did you mean secret?"),
             ("{{ namespace() }}", "line 1: unknown function namespace; known: secret, range"),
             ("{{ 'x'|uper }}", "line 1: unknown filter uper; did you mean upper?"),
             ("{{ 'x'|base64encode }}", "line 1: unknown filter base64encode; did you mean b64encode?"),
-            ("{{ 'x'|urlize_all }}", &format!("line 1: unknown filter urlize_all; known: {}", FILTERS.join(", "))),
+            (
+                "{{ 'x'|urlize_all }}",
+                &format!("line 1: unknown filter urlize_all; known: {}", FILTERS.join(", ")),
+            ),
             ("{{ ['x']|map('upper') }}", "line 1: unknown filter map; did you mean max?"),
             ("{{ 1 is definde }}", "line 1: unknown test definde; did you mean defined?"),
             ("{{ 'x'.upper() }}", "line 1: there is no method upper(); use a filter, such as value|upper"),
             ("{{ secret('vault:a')() }}", "line 1: only functions can be called: secret(…) and range(…)"),
-            ("{{ secret() }}", "line 1: secret() names no reference; write secret(\"<store>:<path>\") or secret(\"<store>:<path>#<field>\")"),
+            (
+                "{{ secret() }}",
+                "line 1: secret() names no reference; write secret(\"<store>:<path>\") or secret(\"<store>:<path>#<field>\")",
+            ),
             ("{{ secret('') }}", "line 1: secret(…): the reference is empty; write <store>:<path>#<field>"),
-            ("{{ secret('vault:a', 'vault:b') }}", "line 1: secret() takes one reference; call it once for each"),
+            (
+                "{{ secret('vault:a', 'vault:b') }}",
+                "line 1: secret() takes one reference; call it once for each",
+            ),
             ("{% set a = 'vault:a' %}{{ secret(a) }}", quoted),
             ("{{ secret('vault:' ~ 'a') }}", quoted),
             ("{{ secret(secret('vault:a').x) }}", quoted),
             ("{{ secret(ref='vault:a') }}", quoted),
             ("{{ secret(1) }}", quoted),
-            ("\n\n{{ secret('valut:a') }}", "line 3: secret(…): unknown store valut; did you mean vault? configured: sops, vault"),
-            ("{% if false %}{{ secret('vault:') }}{% endif %}", "line 1: secret(…): the path after the store is empty; write <store>:<path>#<field>"),
-            ("{{ secret('vault:a?mode=0400') }}", "line 1: secret(…): option mode has no meaning inside a template; leave it out"),
-            ("{% autoescape true %}{% endautoescape %}", "line 1: autoescape is not available; escape with a filter, such as tojson or quote"),
-            ("{% for a in [1] recursive %}{{ loop(a) }}{% endfor %}", "line 1: a recursive loop is not available; write one loop inside another"),
+            (
+                "\n\n{{ secret('valut:a') }}",
+                "line 3: secret(…): unknown store valut; did you mean vault? configured: sops, vault",
+            ),
+            (
+                "{% if false %}{{ secret('vault:') }}{% endif %}",
+                "line 1: secret(…): the path after the store is empty; write <store>:<path>#<field>",
+            ),
+            (
+                "{{ secret('vault:a?mode=0400') }}",
+                "line 1: secret(…): option mode has no meaning inside a template; leave it out",
+            ),
+            (
+                "{% autoescape true %}{% endautoescape %}",
+                "line 1: autoescape is not available; escape with a filter, such as tojson or quote",
+            ),
+            (
+                "{% for a in [1] recursive %}{{ loop(a) }}{% endfor %}",
+                "line 1: a recursive loop is not available; write one loop inside another",
+            ),
             ("{% set a.b = 1 %}", "line 1: only a name can be set; write {% set name = … %}"),
         ] {
             assert_eq!(Template::parse(source, &stores()).unwrap_err().to_string(), problem, "{source}");
@@ -454,9 +569,12 @@ mod tests {
         let filter = |n| format!("{{{{ 'a'{} }}}}", "|upper".repeat(n));
         let lookup = |n| format!("{{{{ secret('vault:a'){} }}}}", ".a".repeat(n));
         let elif = |n| format!("{{% if 1 %}}{}{{% endif %}}", "{% elif 1 %}".repeat(n));
-        for (source, problem) in
-            [(plus(50_000), words), (filter(30_000), words), (lookup(50_000), words), (elif(10_000), branches)]
-        {
+        for (source, problem) in [
+            (plus(50_000), words),
+            (filter(30_000), words),
+            (lookup(50_000), words),
+            (elif(10_000), branches),
+        ] {
             assert_eq!(Template::parse(&source, &stores()).unwrap_err().to_string(), problem);
         }
         for source in [plus(199), filter(199), lookup(197), elif(100)] {
