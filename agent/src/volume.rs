@@ -158,15 +158,15 @@ impl Volume {
 
     /// Takes in what a Publish brought. A descriptor that comes replaces the one held: the driver knows which
     /// mount the pod sees.
-    pub(crate) fn take(&mut self, news: News) -> Result<(), Error> {
+    pub(crate) fn take(&mut self, news: News, now: Instant) -> Result<(), Error> {
         if !news.tokens.is_empty() {
             self.tokens = news.tokens;
             // A token is what a refused identity may have been waiting for.
             self.identity_retry = None;
         }
         if let Some(descriptor) = news.directory {
-            let directory = Directory::open(descriptor)?;
-            self.established |= directory.is_filled();
+            let directory = Directory::open(&descriptor, self.capacity, now)?;
+            self.established |= directory.generation().is_some();
             self.directory = Some(directory);
             self.written = None;
             self.provisional = news.provisional;

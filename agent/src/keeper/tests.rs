@@ -58,7 +58,7 @@ impl Scene {
 }
 
 fn publish(id: &str, sa: &str, keys: &[(&str, &str)], dir: Option<&Path>) -> Publish {
-    let stores = StoreNames::new(["s", "slow"]);
+    let stores = StoreNames::from_iter(["s", "slow"]);
     let attributes = keys.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
     Publish {
         id: VolumeId::from(id),
