@@ -4,17 +4,24 @@
 //! rotation. So the template's syntax tree is read once: every name in it has to be known, and every `secret("…")`
 //! has to be written out. A reference put together from values is refused for a second reason: a secret would flow
 //! into store requests and messages.
+//!
+//! What a rendering costs is bounded by the engine's fuel (see [`render`](crate::render)), with one hole: lists are
+//! put together and compared for free. `{% set a = [a, a] %}`, thirty times over, is small to keep and takes for ever
+//! to compare; `{% set a = a + [1] %}`, ten thousand times, is deeper than the stack when it is dropped. So lists
+//! are neither compared nor added, and a list made from variables cannot become a variable.
 
 use std::collections::BTreeMap;
 
-use minijinja::machinery::ast::{Call, CallArg, Expr, ForLoop, IfCond, Spanned, Stmt};
+use minijinja::machinery::ast::{
+    BinOp, BinOpKind, Call, CallArg, CompareOpKind, Expr, ForLoop, IfCond, Spanned, Stmt,
+};
 use minijinja::machinery::{self, Span, Token};
 use minijinja::syntax::SyntaxConfig;
 
 use super::{Problem, Reference, StoreNames, Template, suggest};
 
-/// The filters there are: the engine's own that neither call by name nor guess, and ours.
-pub(crate) const FILTERS: [&str; 36] = [
+/// The filters there are: of the engine's own those that neither call by name nor compare, and ours.
+const FILTERS: [&str; 30] = [
     "abs",
     "b64decode",
     "b64encode",
@@ -23,7 +30,6 @@ pub(crate) const FILTERS: [&str; 36] = [
     "count",
     "d",
     "default",
-    "dictsort",
     "first",
     "float",
     "indent",
@@ -35,42 +41,56 @@ pub(crate) const FILTERS: [&str; 36] = [
     "lines",
     "list",
     "lower",
-    "max",
-    "min",
     "quote",
     "replace",
     "reverse",
     "round",
-    "sort",
     "split",
     "string",
-    "sum",
     "title",
     "tojson",
     "trim",
-    "unique",
     "upper",
     "urlencode",
 ];
+/// Those whose result is one text or number.
+const SCALAR_FILTERS: [&str; 21] = [
+    "abs",
+    "b64decode",
+    "b64encode",
+    "bool",
+    "capitalize",
+    "count",
+    "float",
+    "indent",
+    "int",
+    "join",
+    "length",
+    "lower",
+    "quote",
+    "replace",
+    "round",
+    "string",
+    "title",
+    "tojson",
+    "trim",
+    "upper",
+    "urlencode",
+];
+/// What of a loop is one number or boolean.
+const LOOP_COUNTERS: [&str; 7] = ["index", "index0", "revindex", "revindex0", "first", "last", "length"];
 /// The tests there are.
-const TESTS: [&str; 24] = [
+const TESTS: [&str; 17] = [
     "boolean",
     "defined",
     "divisibleby",
     "endingwith",
-    "eq",
     "even",
     "false",
     "float",
-    "ge",
-    "gt",
-    "in",
     "integer",
     "iterable",
-    "le",
-    "lt",
     "mapping",
-    "ne",
     "none",
     "number",
     "odd",
@@ -80,11 +100,18 @@ const TESTS: [&str; 24] = [
     "true",
 ];
 const UNDEFINED_TEST: &str = "undefined";
+const COMPARISON: &str = "a comparison needs a text or number on one side, and on the left of in; write it out, or write value|string";
 /// The most words and signs between `{{` and `}}`, or `{%` and `%}`.
 const MAX_TAG_WORDS: usize = 400;
 /// The most `elif` in a template.
 const MAX_BRANCHES: usize = 100;
 const FUNCTIONS: [&str; 2] = ["secret", "range"];
+
+/// How templates are written: Jinja's own signs, and every line end kept as it is.
+pub(crate) fn syntax() -> SyntaxConfig {
+    // Only other signs could fail to build.
+    SyntaxConfig::builder().keep_trailing_newline(true).build().unwrap_or_default()
+}
 
 impl Template {
     /// Reads a template whose references may name `stores`.
@@ -92,7 +119,7 @@ impl Template {
     /// The error names the line and what stands there; there is no secret yet that it could show.
     pub fn parse(source: &str, stores: &StoreNames) -> Result<Self, Problem> {
         bounded(source)?;
-        let tree = machinery::parse(source, "template", SyntaxConfig::default()).map_err(|error| {
+        let tree = machinery::parse(source, "template", syntax()).map_err(|error| {
             let line = error.line().unwrap_or(1);
             Problem::new(format!("line {line}: {}", error.detail().unwrap_or("the template does not parse")))
         })?;
@@ -102,6 +129,8 @@ impl Template {
             calls: BTreeMap::new(),
             references: Vec::new(),
             sure: true,
+            binding: false,
+            in_literal: false,
         };
         reader.statement(&tree)?;
         let Reader { calls, references, .. } = reader;
@@ -114,7 +143,7 @@ impl Template {
 fn bounded(source: &str) -> Done {
     let (mut words, mut branches) = (0, 0);
     // What cannot be split into words is the parser's to complain about.
-    for (token, span) in machinery::tokenize(source, false, SyntaxConfig::default()).map_while(Result::ok) {
+    for (token, span) in machinery::tokenize(source, false, syntax()).map_while(Result::ok) {
         match token {
             Token::TemplateData(_) | Token::VariableStart | Token::BlockStart => words = 0,
             Token::Ident("elif") => branches += 1,
@@ -142,6 +171,10 @@ struct Reader<'t> {
     references: Vec<Reference>,
     /// Whether what is read now runs at every rendering.
     sure: bool,
+    /// Whether what is read now gets a name.
+    binding: bool,
+    /// Whether what is read now is part of a list or map that is written out.
+    in_literal: bool,
 }
 
 type Done = Result<(), Problem>;
@@ -178,7 +211,7 @@ impl<'t> Reader<'t> {
             }
             Stmt::SetBlock(set) => {
                 self.statements(&set.body)?;
-                set.filter.iter().try_for_each(|filter| self.expression(filter))?;
+                set.filter.iter().try_for_each(|filter| self.bound(filter))?;
                 self.declare(&set.target)
             }
             Stmt::FilterBlock(block) => {
@@ -250,9 +283,24 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// An expression whose value gets a name.
+    /// An expression whose value gets a name. It may not be a list made from variables: those can be made to nest
+    /// without end, a name at a time.
     fn bound(&mut self, expression: &Expr<'t>) -> Done {
-        self.expression(expression)
+        self.binding = true;
+        let done = self.expression(expression);
+        self.binding = false;
+        done
+    }
+
+    /// The items of a list or map that is written out.
+    fn items<'e>(&mut self, items: impl IntoIterator<Item = &'e Expr<'t>>) -> Done
+    where
+        't: 'e,
+    {
+        let before = std::mem::replace(&mut self.in_literal, true);
+        let done = items.into_iter().try_for_each(|item| self.expression(item));
+        self.in_literal = before;
+        done
     }
 
     fn expression(&mut self, expression: &Expr<'t>) -> Done {
@@ -260,6 +308,12 @@ impl<'t> Reader<'t> {
             Expr::Var(name) => self.variable(name.id, name.span()),
             Expr::Const(_) => Ok(()),
             Expr::Slice(slice) => {
+                if self.binding && !is_scalar(&slice.expr) {
+                    return Err(at(
+                        slice.span(),
+                        "a part of a list cannot get a name; for a part of a text write (value|string)[…]",
+                    ));
+                }
                 self.expression(&slice.expr)?;
                 [&slice.start, &slice.stop, &slice.step]
                     .into_iter()
@@ -267,21 +321,32 @@ impl<'t> Reader<'t> {
                     .try_for_each(|part| self.expression(part))
             }
             Expr::UnaryOp(operation) => self.expression(&operation.expr),
-            Expr::BinOp(operation) => {
-                use minijinja::machinery::ast::BinOpKind::{ScAnd, ScOr};
-                self.expression(&operation.left)?;
-                if matches!(operation.op, ScAnd | ScOr) {
-                    self.unsure(|reader| reader.expression(&operation.right))
-                } else {
-                    self.expression(&operation.right)
-                }
-            }
+            Expr::BinOp(operation) => self.operation(operation),
             Expr::Compare(comparison) => {
-                self.expression(&comparison.expr)?;
-                // A chain ends at the first comparison that fails.
-                let mut operands = comparison.ops.iter();
-                operands.next().into_iter().try_for_each(|first| self.expression(&first.expr))?;
-                self.unsure(|reader| operands.try_for_each(|next| reader.expression(&next.expr)))
+                let mut left = &comparison.expr;
+                self.expression(left)?;
+                for (place, next) in comparison.ops.iter().enumerate() {
+                    let sound = match next.op {
+                        CompareOpKind::In | CompareOpKind::NotIn => is_scalar(left),
+                        CompareOpKind::Eq
+                        | CompareOpKind::Ne
+                        | CompareOpKind::Lt
+                        | CompareOpKind::Lte
+                        | CompareOpKind::Gt
+                        | CompareOpKind::Gte => is_scalar(left) || is_scalar(&next.expr),
+                    };
+                    if !sound {
+                        return Err(at(comparison.span(), COMPARISON));
+                    }
+                    // A chain ends at the first comparison that fails.
+                    if place == 0 {
+                        self.expression(&next.expr)?;
+                    } else {
+                        self.unsure(|reader| reader.expression(&next.expr))?;
+                    }
+                    left = &next.expr;
+                }
+                Ok(())
             }
             Expr::IfExpr(choice) => {
                 self.expression(&choice.test_expr)?;
@@ -310,14 +375,50 @@ impl<'t> Reader<'t> {
                 self.expression(&lookup.subscript_expr)
             }
             Expr::Call(call) => self.call(call),
-            Expr::List(list) => list.items.iter().try_for_each(|item| self.expression(item)),
-            Expr::Tuple(tuple) => tuple.items.iter().try_for_each(|item| self.expression(item)),
-            Expr::Map(map) => map.keys.iter().chain(&map.values).try_for_each(|item| self.expression(item)),
+            Expr::List(list) => self.items(&list.items),
+            Expr::Tuple(tuple) => self.items(&tuple.items),
+            Expr::Map(map) => self.items(map.keys.iter().chain(&map.values)),
+        }
+    }
+
+    fn operation(&mut self, operation: &Spanned<BinOp<'t>>) -> Done {
+        use BinOpKind::{
+            Add, Concat, Div, Eq, FloorDiv, Gt, Gte, In, Lt, Lte, Mul, Ne, Pow, Rem, ScAnd, ScOr, Sub,
+        };
+
+        let (left, right) = (&operation.left, &operation.right);
+        let problem = match operation.op {
+            Add if !is_scalar(left) && !is_scalar(right) => Some(
+                "+ needs a text or number on one side; write ~ between texts, and value|int for a number",
+            ),
+            Mul if !is_scalar(left) || !is_scalar(right) => {
+                Some("* needs numbers on both sides; write value|int")
+            }
+            Eq | Ne | Lt | Lte | Gt | Gte if !is_scalar(left) && !is_scalar(right) => Some(COMPARISON),
+            In if !is_scalar(left) => Some(COMPARISON),
+            Add | Mul | Eq | Ne | Lt | Lte | Gt | Gte | In | Sub | Div | FloorDiv | Rem | Pow | Concat
+            | ScAnd | ScOr => None,
+        };
+        if let Some(problem) = problem {
+            return Err(at(operation.span(), problem));
+        }
+        self.expression(left)?;
+        match operation.op {
+            ScAnd | ScOr => self.unsure(|reader| reader.expression(right)),
+            Add | Mul | Eq | Ne | Lt | Lte | Gt | Gte | In | Sub | Div | FloorDiv | Rem | Pow | Concat => {
+                self.expression(right)
+            }
         }
     }
 
     fn variable(&self, name: &str, span: Span) -> Done {
         if self.scopes.iter().flatten().any(|known| *known == name) {
+            if self.binding && self.in_literal {
+                let problem = format!(
+                    "a list or map with variable {name} in it cannot get a name; use it where it is written"
+                );
+                return Err(at(span, problem));
+            }
             return Ok(());
         }
         if FUNCTIONS.contains(&name) {
@@ -391,6 +492,44 @@ impl<'t> Reader<'t> {
     }
 }
 
+/// Whether an expression can only be one text, number, boolean or none, or else an error.
+fn is_scalar(expression: &Expr<'_>) -> bool {
+    match expression {
+        Expr::Const(_) | Expr::UnaryOp(_) | Expr::Compare(_) | Expr::Test(_) => true,
+        Expr::BinOp(operation) => match operation.op {
+            BinOpKind::ScAnd | BinOpKind::ScOr => is_scalar(&operation.left) && is_scalar(&operation.right),
+            // Sums and products of lists are refused where they stand.
+            BinOpKind::Add
+            | BinOpKind::Mul
+            | BinOpKind::Eq
+            | BinOpKind::Ne
+            | BinOpKind::Lt
+            | BinOpKind::Lte
+            | BinOpKind::Gt
+            | BinOpKind::Gte
+            | BinOpKind::In
+            | BinOpKind::Sub
+            | BinOpKind::Div
+            | BinOpKind::FloorDiv
+            | BinOpKind::Rem
+            | BinOpKind::Pow
+            | BinOpKind::Concat => true,
+        },
+        Expr::IfExpr(choice) => {
+            is_scalar(&choice.true_expr) && choice.false_expr.as_ref().is_none_or(is_scalar)
+        }
+        Expr::Filter(filter) => SCALAR_FILTERS.contains(&filter.name),
+        Expr::GetAttr(lookup) => {
+            matches!(&lookup.expr, Expr::Var(name) if name.id == "loop")
+                && LOOP_COUNTERS.contains(&lookup.name)
+        }
+        Expr::Slice(slice) => is_scalar(&slice.expr),
+        Expr::Var(_) | Expr::GetItem(_) | Expr::Call(_) | Expr::List(_) | Expr::Tuple(_) | Expr::Map(_) => {
+            false
+        }
+    }
+}
+
 fn unknown<const N: usize>(what: &str, name: &str, span: Span, known: [&str; N]) -> Problem {
     let hint = match suggest::nearest(name, known) {
         Some(near) => format!("did you mean {near}?"),
@@ -442,7 +581,10 @@ mod tests {
             ),
             ("{% filter upper %}{{ secret('vault:a').x }}{% endfilter %}", &["vault:a"]),
             ("{{ 'a' in secret('vault:a') and secret('vault:b').x is defined }}", &["vault:a"]),
-            ("{{ secret('vault:a').x < secret('vault:b').x < secret('sops:c').x }}", &["vault:a", "vault:b"]),
+            (
+                "{{ secret('vault:a').x < secret('vault:b').x|int < secret('sops:c').x }}",
+                &["vault:a", "vault:b"],
+            ),
             ("{{ [secret('vault:a').x, secret('vault:b').x]|join(':') }}", &["vault:a", "vault:b"]),
             (
                 "{{ {'k': secret('vault:a').x}|tojson }}{{ secret('vault:b').x[1:3] }}",
@@ -463,9 +605,12 @@ mod tests {
             "{% set a = 1 %}{{ a }}",
             "{% set a, b = [1, 2] %}{{ a }}{{ b }}",
             "{% for k, v in secret('vault:a')|items if v %}{{ loop.index }}{{ k }}{% else %}none{% endfor %}",
-            "{% with a = 1, b = 2 %}{{ a + b }}{% endwith %}",
+            "{% with a = 1, b = 2 %}{{ a ~ b }}{{ a + 1 }}{{ 'x' + a + b }}{{ a|int * b|int }}{% endwith %}",
+            "{% for a in [1] %}{% if loop.index * 2 == a and not a == 'x' and 'x' in a and a|length < a|int %}{% endif %}{% endfor %}",
+            "{% set a = 1 %}{% set b = (a|string)[1:] %}{{ a[1:] }}",
             "{% if true %}{% set a = 1 %}{% endif %}{{ a }}",
             "{% for i in range(3) %}{{ i }}{% endfor %}",
+            "{% set a = 1 %}{{ [a, a]|join(':') }}{% set b = [1, secret('vault:a').x] %}{% set c = a|default(b) %}",
         ] {
             assert!(Template::parse(source, &stores()).is_ok(), "{source}");
         }
@@ -473,6 +618,9 @@ mod tests {
 
     #[test]
     fn what_is_no_template() {
+        let compared = "line 1: a comparison needs a text or number on one side, and on the left of in; write it out, or write value|string";
+        let listed =
+            "line 1: a list or map with variable a in it cannot get a name; use it where it is written";
         let quoted = "line 1: secret() takes a reference written out in quotes, not a variable or an expression; choose between references with {% if %}";
         for (source, problem) in [
             ("a\n\n{{ secret(", "line 3: unexpected end of input, expected expression"),
@@ -504,7 +652,10 @@ mod tests {
                 "{{ 'x'|urlize_all }}",
                 &format!("line 1: unknown filter urlize_all; known: {}", FILTERS.join(", ")),
             ),
-            ("{{ ['x']|map('upper') }}", "line 1: unknown filter map; did you mean max?"),
+            (
+                "{{ ['x']|map('upper') }}",
+                "line 1: unknown filter map; known: abs, b64decode, b64encode, bool, capitalize, count, d, default, first, float, indent, int, items, join, last, length, lines, list, lower, quote, replace, reverse, round, split, string, title, tojson, trim, upper, urlencode",
+            ),
             ("{{ 1 is definde }}", "line 1: unknown test definde; did you mean defined?"),
             ("{{ 'x'.upper() }}", "line 1: there is no method upper(); use a filter, such as value|upper"),
             ("{{ secret('vault:a')() }}", "line 1: only functions can be called: secret(…) and range(…)"),
@@ -543,6 +694,22 @@ mod tests {
                 "line 1: a recursive loop is not available; write one loop inside another",
             ),
             ("{% set a.b = 1 %}", "line 1: only a name can be set; write {% set name = … %}"),
+            ("{% set a = 1 %}{{ a == a }}", compared),
+            ("{% set a = 1 %}{{ a in [1] }}", compared),
+            ("{% set a = 1 %}{{ 1 < a < a }}", compared),
+            (
+                "{% set a = 1 %}{{ a + a }}",
+                "line 1: + needs a text or number on one side; write ~ between texts, and value|int for a number",
+            ),
+            ("{% set a = 1 %}{{ a * 2 }}", "line 1: * needs numbers on both sides; write value|int"),
+            (
+                "{% set a = 1 %}{% set b = a[1:] %}",
+                "line 1: a part of a list cannot get a name; for a part of a text write (value|string)[…]",
+            ),
+            ("{% set a = 1 %}{% set b = [1, a] %}", listed),
+            ("{% set a = 1 %}{% with b = {'x': a|int} %}{% endwith %}", listed),
+            ("{% set a = 1 %}{% for b in [[a]] %}{% endfor %}", listed),
+            ("{% set a = 1 %}{% set b | default([a, a], true) %}{% endset %}", listed),
         ] {
             assert_eq!(Template::parse(source, &stores()).unwrap_err().to_string(), problem, "{source}");
         }
