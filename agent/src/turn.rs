@@ -15,7 +15,7 @@ use crate::cache::{Cache, Look, pause};
 use crate::clock::Clock;
 use crate::files::{Change, FileSet, default_mode};
 use crate::identity::{Identity, JwtSvid};
-use crate::render::{Material, Rendered, render};
+use crate::render::{Rendered, render};
 use crate::request::{Content, Reference, Source};
 use crate::secret::Node;
 use crate::sources::Sources;
@@ -122,12 +122,10 @@ async fn gather<S: Sources>(volume: &mut Volume, world: &World<S>, due: &mut Due
             volume.asked = wanted.split_off(volume.request.references().count());
             return Ok(Gathered { files: None, inputs, trouble });
         }
-        let Inputs { secrets, identity, jwts } = &inputs;
-        let material = Material { secrets, identity, jwts };
         wanted.clear();
         let mut files = FileSet::default();
         for spec in &volume.request.files {
-            match render(spec, &material)? {
+            match render(spec, &inputs, volume.capacity)? {
                 Rendered::File(content) => {
                     let mode = spec.mode.unwrap_or_else(|| default_mode(volume.fs_group));
                     files.insert(spec.path.clone(), content, mode);

@@ -11,6 +11,7 @@ use crate::Error;
 use crate::cache::Entry;
 use crate::files::Directory;
 use crate::identity::{Identity, JwtSvid, Token, Workload};
+use crate::render::Material;
 use crate::request::{Reference, Request, Source};
 use crate::secret::Node;
 
@@ -111,6 +112,20 @@ impl Inputs {
             && self.secrets.iter().all(secret)
             && self.jwts.len() == other.jwts.len()
             && self.jwts.iter().all(jwt)
+    }
+}
+
+impl Material for Inputs {
+    fn secret(&self, source: &Source) -> Option<Result<Arc<Node>, Error>> {
+        self.secrets.get(source).cloned()
+    }
+
+    fn identity(&self) -> Option<&Identity> {
+        Some(&self.identity)
+    }
+
+    fn jwt(&self, audience: &str) -> Option<Result<Arc<JwtSvid>, Error>> {
+        self.jwts.get(audience).cloned().map(Ok)
     }
 }
 
