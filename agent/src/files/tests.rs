@@ -260,7 +260,7 @@ fn what_a_crash_leaves_is_put_right() {
     let crashes: [(&str, Damage); 12] = [
         ("nothing", |_| {}),
         ("empty generation", |root| {
-            std::fs::create_dir(root.join("..2026_01_01_00_00_00.00000000")).unwrap()
+            std::fs::create_dir(root.join("..2026_01_01_00_00_00.00000000")).unwrap();
         }),
         ("half a generation", |root| {
             std::fs::create_dir_all(root.join("..2026_01_01_00_00_00.00000000/b/d")).unwrap();
