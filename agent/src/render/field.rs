@@ -28,10 +28,10 @@ pub(super) fn select<'d>(document: &'d Node, reference: &Reference) -> Result<&'
             node
         }
     };
-    match node {
-        Node::Null => Err(not_found("the value there is null; set one in the store".to_owned())),
-        node => Ok(node),
+    if *node == Node::Null {
+        return Err(not_found("the value there is null; set one in the store".to_owned()));
     }
+    Ok(node)
 }
 
 /// A member by its name, or an element by its index (RFC 6901 §4).

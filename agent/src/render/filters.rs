@@ -124,6 +124,6 @@ fn to_json(value: &Value, into: &mut Buffer, depth: usize) -> Result<(), Error> 
             }
             into.push(b"}").map_err(full)
         }
-        _ => Err(refuse("tojson cannot write this")),
+        ValueKind::Plain | ValueKind::Invalid | _ => Err(refuse("tojson cannot write this")),
     }
 }

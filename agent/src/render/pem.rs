@@ -15,7 +15,9 @@ const PRIVATE_KEY: &str = "PRIVATE KEY";
 pub(super) fn certificates(ders: &[Vec<u8>]) -> Secret {
     let length = ders.iter().map(|der| length(CERTIFICATE, der)).sum();
     let mut text = Zeroizing::new(Vec::with_capacity(length));
-    ders.iter().for_each(|der| write(CERTIFICATE, der, &mut text));
+    for der in ders {
+        write(CERTIFICATE, der, &mut text);
+    }
     text.into()
 }
 

@@ -213,7 +213,20 @@ fn sentence(kind: ErrorKind) -> &'static str {
         ErrorKind::NonPrimitive | ErrorKind::InvalidOperation => {
             "an operation, filter or argument does not fit its value; look at the types, or convert with |int or |string"
         }
-        _ => "the template cannot be rendered; look at the values and filters of this line",
+        ErrorKind::SyntaxError
+        | ErrorKind::TemplateNotFound
+        | ErrorKind::UnknownFilter
+        | ErrorKind::UnknownTest
+        | ErrorKind::UnknownFunction
+        | ErrorKind::BadEscape
+        | ErrorKind::UndefinedError
+        | ErrorKind::BadSerialization
+        | ErrorKind::CannotDeserialize
+        | ErrorKind::BadInclude
+        | ErrorKind::EvalBlock
+        | ErrorKind::WriteFailure
+        | ErrorKind::InvalidDelimiter
+        | _ => "the template cannot be rendered; look at the values and filters of this line",
     }
 }
 
@@ -227,7 +240,9 @@ fn print(output: &mut Output<'_>, _: &mut State<'_, '_>, value: &Value) -> Resul
         ValueKind::Bool => Ok(output.write_str(if value.is_true() { "true" } else { "false" })?),
         ValueKind::Bytes => Err(refuse("bytes that are not utf-8 cannot be printed; use |b64encode")),
         ValueKind::None => Err(refuse("none cannot be printed; print a field, or give a default")),
-        _ if value.downcast_object_ref::<Placeholder>().is_some() => Ok(()),
-        _ => Err(refuse("a map or list cannot be printed; name a field of it, or use |tojson or |join")),
+        ValueKind::Map if value.downcast_object_ref::<Placeholder>().is_some() => Ok(()),
+        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain | ValueKind::Invalid | _ => {
+            Err(refuse("a map or list cannot be printed; name a field of it, or use |tojson or |join"))
+        }
     }
 }

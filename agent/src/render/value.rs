@@ -111,16 +111,15 @@ impl Object for Document {
         let mut path = self.path.clone();
         path.push(token.clone());
         let found = value(&self.root, path, &self.reference, &self.misses);
-        match &found {
-            Some(value) => drop(made.insert(token, value.clone())),
-            None => {
-                let miss = Miss {
-                    reference: self.reference.to_string(),
-                    key: token,
-                    contents: self.node().map(field::contents).unwrap_or_default(),
-                };
-                *self.misses.lock().unwrap_or_else(PoisonError::into_inner) = Some(miss);
-            }
+        if let Some(value) = &found {
+            made.insert(token, value.clone());
+        } else {
+            let miss = Miss {
+                reference: self.reference.to_string(),
+                key: token,
+                contents: self.node().map(field::contents).unwrap_or_default(),
+            };
+            *self.misses.lock().unwrap_or_else(PoisonError::into_inner) = Some(miss);
         }
         found
     }
