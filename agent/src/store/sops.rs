@@ -105,9 +105,10 @@ impl SopsStore {
             documents: Mutex::default(),
         };
         shelf.directory.check().map_err(|trouble| {
-            let problem = match trouble {
-                Trouble::Missing => "does not exist, or is no directory".to_owned(),
-                other => other.problem(),
+            let problem = if trouble == Trouble::Missing {
+                "does not exist, or is no directory".to_owned()
+            } else {
+                trouble.problem()
             };
             shelf.unusable(format!("the directory {} {problem}", shelf.directory.path().display()))
         })?;
@@ -138,8 +139,8 @@ impl SopsStore {
         if !self.0.allows(id, &wanted) {
             return Err(self.0.denied(id, &wanted));
         }
-        let (shelf, id) = (Arc::clone(&self.0), id.clone());
-        tokio::task::spawn_blocking(move || shelf.document(&id, &wanted))
+        let (here, asking) = (Arc::clone(&self.0), id.clone());
+        tokio::task::spawn_blocking(move || here.document(&asking, &wanted))
             .await
             .unwrap_or(Err(Error::ShuttingDown))
     }
@@ -159,12 +160,11 @@ impl Shelf {
         let stamp = file::look(&file)
             .map(|metadata| Stamp::of(&metadata))
             .map_err(|trouble| self.broken(&path, trouble))?;
-        if let Some(known) =
-            known.as_ref().filter(|known| known.settled && known.stamp == stamp && known.key == key.stamp)
+        let unchanged =
+            known.as_ref().filter(|known| known.settled && known.stamp == stamp && known.key == key.stamp);
+        if let Some((document, known)) = unchanged.and_then(|known| Some((known.document.upgrade()?, known)))
         {
-            if let Some(document) = known.document.upgrade() {
-                return Ok(Fetched { document, version: known.version.clone(), fresh_for: None });
-            }
+            return Ok(Fetched { document, version: known.version.clone(), fresh_for: None });
         }
         let (content, stamp) = file::read(&mut file).map_err(|trouble| self.broken(&path, trouble))?;
         let version = version_of(&content);
@@ -288,9 +288,8 @@ impl Shelf {
     fn broken(&self, path: &str, trouble: Trouble) -> Error {
         let problem = format!("{path} {}", trouble.problem());
         match trouble {
-            Trouble::System(_) | Trouble::Unsteady => self.unavailable(problem),
-            // It was there when it was looked for.
-            Trouble::Missing => self.unavailable(problem),
+            // One that is missing now was there when it was looked for.
+            Trouble::System(_) | Trouble::Unsteady | Trouble::Missing => self.unavailable(problem),
             Trouble::Escapes | Trouble::NotAFile | Trouble::NotReadable | Trouble::TooLarge => {
                 self.unusable(problem)
             }
@@ -308,5 +307,7 @@ impl Shelf {
 
 /// Of the encrypted file: whatever changes in the document changes it.
 fn version_of(content: &[u8]) -> String {
-    digest(&SHA256, content).as_ref().iter().take(VERSION_BYTES).map(|byte| format!("{byte:02x}")).collect()
+    let hash = digest(&SHA256, content);
+    let prefix = hash.as_ref().first_chunk::<VERSION_BYTES>().copied().unwrap_or_default();
+    format!("{:032x}", u128::from_be_bytes(prefix))
 }

@@ -108,9 +108,10 @@ impl Sealed {
             text.strip_prefix("ENC[AES256_GCM,").and_then(|rest| rest.strip_suffix(']')).ok_or(SHAPE)?;
         let mut parts = inner.split(',');
         let mut part = |name: &str| parts.next().and_then(|part| part.strip_prefix(name));
-        let (data, iv, tag, kind) = match (part("data:"), part("iv:"), part("tag:"), part("type:")) {
-            (Some(data), Some(iv), Some(tag), Some(kind)) => (data, iv, tag, kind),
-            _ => return Err(SHAPE),
+        let (Some(data), Some(iv), Some(tag), Some(kind)) =
+            (part("data:"), part("iv:"), part("tag:"), part("type:"))
+        else {
+            return Err(SHAPE);
         };
         if parts.next().is_some() {
             return Err(SHAPE);

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use age::secrecy::ExposeSecret;
 use age::x25519;
-use clap::{Args, Subcommand};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
+use clap::Subcommand;
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 
 use crate::clock::Clock;
 
@@ -21,8 +21,8 @@ use super::tree::Value;
 use super::write;
 
 /// Arguments of `sops`.
-#[derive(Debug, Args)]
-pub struct Command {
+#[derive(Debug, clap::Args)]
+pub struct Args {
     #[command(subcommand)]
     action: Action,
 }
@@ -83,12 +83,13 @@ pub enum CommandError {
     Output(#[from] io::Error),
 }
 
-/// Does what `command` says.
+/// Does what `args` say.
 ///
 /// # Errors
 /// [`CommandError`], with the file and what to do.
-pub fn run(command: Command, clock: Clock) -> Result<(), CommandError> {
-    match command.action {
+pub fn run(args: Args) -> Result<(), CommandError> {
+    let clock = Clock::system();
+    match args.action {
         Action::Keygen { output } => keygen(output.as_deref(), clock),
         Action::Encrypt { recipients, in_place, output, file } => {
             let output = if in_place { Some(file.as_path()) } else { output.as_deref() };
@@ -106,15 +107,12 @@ fn keygen(output: Option<&Path>, clock: Clock) -> Result<(), CommandError> {
     let write = |out: &mut dyn Write| {
         writeln!(out, "# created: {created}\n# public key: {public}\n{}", secret.expose_secret())
     };
-    match output {
-        Some(path) => {
-            replace(path, Mode::from_raw_mode(0o600), RenameFlags::NOREPLACE, |file| write(file))?;
-            writeln!(io::stdout(), "{public}")?;
-        }
-        None => {
-            write(&mut io::stdout().lock())?;
-            writeln!(io::stderr(), "public key: {public}")?;
-        }
+    if let Some(path) = output {
+        replace(path, Mode::from_raw_mode(0o600), RenameFlags::NOREPLACE, |file| write(file))?;
+        writeln!(io::stdout(), "{public}")?;
+    } else {
+        write(&mut io::stdout().lock())?;
+        writeln!(io::stderr(), "public key: {public}")?;
     }
     Ok(())
 }
@@ -201,9 +199,10 @@ fn replace(
 ) -> Result<(), CommandError> {
     let fail = |error: io::Error| CommandError::File {
         path: path.to_owned(),
-        problem: match error.kind() {
-            io::ErrorKind::AlreadyExists => "exists already; choose another name or remove it".into(),
-            _ => format!("cannot be written: {error}"),
+        problem: if error.kind() == io::ErrorKind::AlreadyExists {
+            "exists already; choose another name or remove it".into()
+        } else {
+            format!("cannot be written: {error}")
         },
     };
     let name = path.file_name().ok_or_else(|| fail(io::ErrorKind::InvalidInput.into()))?;
@@ -222,8 +221,8 @@ fn replace(
             Ok(rustix::fs::renameat_with(CWD, &temporary, CWD, path, how)?)
         });
     written.map_err(|error| {
-        // Best effort: it may not even exist.
-        let _: Result<(), rustix::io::Errno> = rustix::fs::unlinkat(CWD, &temporary, AtFlags::empty());
+        // It may not even exist, and what went wrong first is what there is to say.
+        std::fs::remove_file(&temporary).ok();
         fail(error)
     })
 }

@@ -164,11 +164,9 @@ fn json(value: &Value, depth: usize, out: &mut impl Write) -> io::Result<()> {
         Value::List(values) if !values.is_empty() => {
             json_members(values, depth, (b"[", b"]"), out, |value, out| json(value, depth + 1, out))
         }
-        Value::Scalar(Scalar::Text(_)) => match value {
-            Value::Scalar(scalar) if scalar.text().is_some() => {
-                quoted(scalar.text().unwrap_or_default(), out)
-            }
-            _ => Err(io::Error::new(
+        Value::Scalar(scalar @ Scalar::Text(_)) => match scalar.text() {
+            Some(text) => quoted(text, out),
+            None => Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "a value holds bytes that JSON has no notation for",
             )),

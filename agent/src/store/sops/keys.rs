@@ -12,7 +12,7 @@ use super::metadata::{Group, Metadata, Wrapped};
 use super::shamir;
 
 /// A data key has 32 bytes, a share of one 33; nothing else belongs there.
-const MAX_WRAPPED_BYTES: u64 = 1024;
+const MAX_WRAPPED_BYTES: u16 = 1024;
 /// How many recipients a message names.
 const NAMED: usize = 5;
 
@@ -109,9 +109,9 @@ impl KeyRing {
             Err(error) => return Err(damaged(error)),
         };
         // Large enough from the start, so that nothing is left behind by growing.
-        let mut part = Zeroizing::new(Vec::with_capacity(2 * MAX_WRAPPED_BYTES as usize));
+        let mut part = Zeroizing::new(Vec::with_capacity(2 * usize::from(MAX_WRAPPED_BYTES)));
         reader
-            .take(MAX_WRAPPED_BYTES)
+            .take(MAX_WRAPPED_BYTES.into())
             .read_to_end(&mut part)
             .map_err(|error| damaged(age::DecryptError::Io(error)))?;
         Ok(Some(part))

@@ -59,7 +59,9 @@ mod tests {
     fn order_counts_and_the_setting_counts() {
         let mac = |only, texts: &[(&str, bool)]| {
             let mut mac = Mac::new(only);
-            texts.iter().for_each(|(text, encrypted)| mac.add(&Scalar::from_text(text), *encrypted));
+            for (text, encrypted) in texts {
+                mac.add(&Scalar::from_text(text), *encrypted);
+            }
             mac.finish()
         };
         assert_ne!(mac(false, &[("a", true), ("b", true)]), mac(false, &[("b", true), ("a", true)]));

@@ -56,7 +56,9 @@ mod tests {
         let mut ys = secret.to_vec();
         for coefficient in coefficients {
             power = multiply(power, x);
-            ys.iter_mut().for_each(|y| *y ^= multiply(*coefficient, power));
+            for y in &mut ys {
+                *y ^= multiply(*coefficient, power);
+            }
         }
         ys.push(x);
         Zeroizing::new(ys)

@@ -84,14 +84,13 @@ impl Value {
             Self::Scalar(scalar) => match scalar {
                 Scalar::Null => Node::Null,
                 Scalar::Bool(value) => Node::Bool(value),
-                Scalar::Int(digits) => Node::Number(digits),
                 // NaN and the infinities are no numbers to JSON.
                 Scalar::Float(digits)
                     if digits.expose().ends_with(b"N") || digits.expose().ends_with(b"Inf") =>
                 {
                     Node::Text(digits)
                 }
-                Scalar::Float(digits) => Node::Number(digits),
+                Scalar::Int(digits) | Scalar::Float(digits) => Node::Number(digits),
                 Scalar::Text(text) | Scalar::Time(text) => Node::Text(text),
             },
         }
@@ -134,7 +133,7 @@ mod tests {
             (-0.0, "-0"),
             (1e21, "1000000000000000000000"),
             (1e-7, "0.0000001"),
-            (1234.567_89, "1234.56789"),
+            (1_234.5, "1234.5"),
             (f64::INFINITY, "+Inf"),
             (f64::NEG_INFINITY, "-Inf"),
             (f64::NAN, "NaN"),

@@ -80,7 +80,16 @@ impl<'a> Reader<'a> {
             Event::Alias(_) => {
                 Err(unsupported(span, "an alias is", "write the value out, as sops does when it encrypts"))
             }
-            _ => Err(unexpected(span)),
+            Event::StreamStart
+            | Event::StreamEnd
+            | Event::DocumentStart(..)
+            | Event::DocumentEnd
+            | Event::Anchor(..)
+            | Event::UnresolvedAlias(_)
+            | Event::Comment(..)
+            | Event::SequenceEnd
+            | Event::MappingEnd
+            | _ => Err(unexpected(span)),
         }
     }
 
