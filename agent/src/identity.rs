@@ -1,6 +1,6 @@
 //! Who a pod is: its SVIDs, from whichever source vouches for it.
 
-mod channel;
+pub(crate) mod channel;
 pub mod embedded;
 pub(crate) mod key;
 pub(crate) mod renewal;
