@@ -1,1 +1,13 @@
-//! The test kit.
+//! The test kit: a kubelet stand-in, a cluster's tokens, the real binaries as processes, and what the demo, the
+//! tests and the benchmarks share.
+
+pub mod harness;
+pub mod http;
+pub mod kubelet;
+pub mod machine;
+pub mod mounts;
+pub mod pods;
+pub mod processes;
+pub mod reader;
+pub mod scratch;
+pub mod tokens;
