@@ -3,6 +3,8 @@
 
 mod registration;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod volume;
 
 use std::collections::BTreeMap;

@@ -4,6 +4,7 @@
 pub mod harness;
 pub mod http;
 pub mod kubelet;
+pub mod link;
 pub mod machine;
 pub mod mounts;
 pub mod pods;
