@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::mounts::{self, Namespace};
+use crate::mount::{self, Namespace};
 
 /// Shows Countersign at work on this machine, without a cluster; or plays kubelet for processes you run by hand.
 #[derive(Debug, Parser)]
@@ -53,7 +53,7 @@ fn run() -> Result<ExitCode> {
         Some(Command::Keys(keys)) => keys.run().map(|()| ExitCode::SUCCESS),
         Some(Command::Kubelet(kubelet)) => runtime()?.block_on(kubelet.run()).map(|()| ExitCode::SUCCESS),
         Some(Command::Mounts) => {
-            let line = match mounts::enter()? {
+            let line = match mount::enter()? {
                 Namespace::Root => "root".to_owned(),
                 Namespace::User => "user".to_owned(),
                 Namespace::None { reason } => format!("none {reason}"),
@@ -64,7 +64,7 @@ fn run() -> Result<ExitCode> {
             let namespace = if arguments.no_mounts {
                 Namespace::None { reason: "--no-mounts was asked for".to_owned() }
             } else {
-                mounts::enter()?
+                mount::enter()?
             };
             runtime()?.block_on(story::tell(&namespace))
         }

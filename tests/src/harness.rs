@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::time::timeout;
 
-use crate::mounts::{self, Namespace, REMEDY};
+use crate::mount::{self, Namespace, REMEDY};
 
 /// No case takes longer than this unless something hangs.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -50,9 +50,20 @@ pub fn case<F: Future<Output = Result<()>>>(
     needs: Needs,
     body: impl FnOnce() -> F + Send + 'static,
 ) -> Case {
+    case_within(LIMIT, name, needs, body)
+}
+
+/// The same with a time limit of its own.
+pub fn case_within<F: Future<Output = Result<()>>>(
+    limit: Duration,
+    name: &'static str,
+    needs: Needs,
+    body: impl FnOnce() -> F + Send + 'static,
+) -> Case {
     let run = move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let limited = async { timeout(LIMIT, body()).await.with_context(|| format!("not done within {LIMIT:?}"))? };
+        let limited =
+            async { timeout(limit, body()).await.with_context(|| format!("not done within {limit:?}"))? };
         runtime.block_on(limited)
     };
     Case { name, needs, run: Box::new(run) }
@@ -68,19 +79,23 @@ pub fn main(cases: Vec<Case>) -> ExitCode {
     let lacking = cases.iter().filter(|case| !case.needs.met(&namespace)).count();
     if lacking > 0 && !arguments.list {
         let needed = if namespace.mounts() { "root, for more than one uid" } else { "mounts" };
-        complain(&format!("{lacking} of {} tests are ignored: they need {needed}; here: {namespace}; {REMEDY}", cases.len()));
+        complain(&format!(
+            "{lacking} of {} tests are ignored: they need {needed}; here: {namespace}; {REMEDY}",
+            cases.len()
+        ));
     }
     let trials = cases.into_iter().map(|case| {
         let ignored = !case.needs.met(&namespace);
         let run = case.run;
-        Trial::test(case.name, move || run().map_err(|error| Failed::from(format!("{error:#}")))).with_ignored_flag(ignored)
+        Trial::test(case.name, move || run().map_err(|error| Failed::from(format!("{error:#}"))))
+            .with_ignored_flag(ignored)
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
 fn enter(arguments: &Arguments) -> Result<Namespace> {
     // A listing needs no namespace, and who asked for it reads what we print.
-    let namespace = mounts::enter()?;
+    let namespace = mount::enter()?;
     let required = std::env::var_os(REQUIRE).is_some() || std::env::var("CI").is_ok_and(|ci| ci == "true");
     if required && !namespace.mounts() && !arguments.list {
         bail!("mounts are required here, and there are {namespace}; {REMEDY}");

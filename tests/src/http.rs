@@ -71,7 +71,9 @@ mod tests {
 
     #[test]
     fn series_are_summed_by_their_labels() {
-        let metrics = Metrics("# TYPE a counter\na_total{s=\"x\",r=\"ok\"} 3\na_total{s=\"y\",r=\"no\"} 4\nb 1.5\n".into());
+        let metrics = Metrics(
+            "# TYPE a counter\na_total{s=\"x\",r=\"ok\"} 3\na_total{s=\"y\",r=\"no\"} 4\nb 1.5\n".into(),
+        );
         assert_eq!(metrics.sum("a_total", &[]), Some(7.0));
         assert_eq!(metrics.sum("a_total", &["r=\"ok\""]), Some(3.0));
         assert_eq!(metrics.sum("b", &[]), Some(1.5));

@@ -103,13 +103,19 @@ impl Kubelet {
 
     /// Where a pod's volume is to appear.
     pub fn target(&self, pod: &Pod, volume: &Volume) -> PathBuf {
-        self.root.join("pods").join(&pod.uid).join("volumes/kubernetes.io~csi").join(&volume.name).join("mount")
+        self.root
+            .join("pods")
+            .join(&pod.uid)
+            .join("volumes/kubernetes.io~csi")
+            .join(&volume.name)
+            .join("mount")
     }
 
     /// The request kubelet would send, with a new token.
     pub fn publish_request(&self, pod: &Pod, volume: &Volume) -> Result<NodePublishVolumeRequest> {
         let token = self.cluster.token(pod, &self.node, AUDIENCE, TOKEN_SECONDS)?;
-        let mut volume_context: std::collections::HashMap<_, _> = volume.attributes.clone().into_iter().collect();
+        let mut volume_context: std::collections::HashMap<_, _> =
+            volume.attributes.clone().into_iter().collect();
         volume_context.extend([
             ("csi.storage.k8s.io/pod.name".to_owned(), pod.name.clone()),
             ("csi.storage.k8s.io/pod.namespace".to_owned(), pod.namespace.clone()),

@@ -7,7 +7,7 @@ pub mod http;
 pub mod kubelet;
 pub mod link;
 pub mod machine;
-pub mod mounts;
+pub mod mount;
 pub mod node;
 pub mod pods;
 pub mod processes;

@@ -15,8 +15,8 @@ use countersign_proto::agent::{
 use hyper_util::rt::TokioIo;
 use rand::Rng;
 use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-    connect, sendmsg, socket_with,
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType, connect, sendmsg, socket_with,
 };
 use tokio::net::UnixStream;
 use tonic::Status;
@@ -54,7 +54,9 @@ impl Link {
         directory: Option<BorrowedFd<'_>>,
     ) -> Result<(), Status> {
         let mailbox_key = match directory {
-            Some(directory) => self.post(directory).map_err(|error| Status::unavailable(format!("{error:#}")))?,
+            Some(directory) => {
+                self.post(directory).map_err(|error| Status::unavailable(format!("{error:#}")))?
+            }
             None => Vec::new(),
         };
         let request = PublishRequest {
@@ -105,6 +107,7 @@ fn send(socket: &OwnedFd, key: &[u8], directory: BorrowedFd<'_>) -> Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    sendmsg(socket.as_fd(), &[IoSlice::new(key)], &mut control, SendFlags::NOSIGNAL).context("the mailbox")?;
+    sendmsg(socket.as_fd(), &[IoSlice::new(key)], &mut control, SendFlags::NOSIGNAL)
+        .context("the mailbox")?;
     Ok(())
 }

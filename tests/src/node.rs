@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::http::{self, Metrics};
 use crate::kubelet::{Backoff, Kubelet, PodVolume};
-use crate::mounts;
+use crate::mount;
 use crate::pods::{Pod, Volume};
 use crate::processes::{Binaries, Confinement, Descriptor, Process, privileged, tail};
 use crate::reader;
@@ -145,7 +145,12 @@ impl Node {
             .args(["--agent-service-account", &format!("{namespace}/{account}")])
             .args(["--x509-ttl", self.setup.x509_ttl, "--jwt-ttl", "5m"])
             .args(["--oidc-issuer", "https://issuer.example.org"])
-            .args(["--listen", &self.issuer_address.to_string(), "--http-listen", &self.issuer_http.to_string()])
+            .args([
+                "--listen",
+                &self.issuer_address.to_string(),
+                "--http-listen",
+                &self.issuer_http.to_string(),
+            ])
             .arg("--jwks")
             .arg(&self.layout.jwks)
             .arg("--root-file")
@@ -276,32 +281,42 @@ impl Node {
     pub async fn arrives(&self, volume: &PodVolume, name: &str, content: &str) -> Result<()> {
         let target = volume.target();
         let seen = || reader::read_file(&target, name).unwrap_or_else(|error| format!("{error:#}"));
-        eventually(SOON, &format!("{name} has its new content"), async || seen() == content).await.with_context(|| seen())
+        eventually(SOON, &format!("{name} has its new content"), async || seen() == content)
+            .await
+            .with_context(seen)
     }
 
     /// Nothing of any pod is left: no mount, no directory, no volume in the agent.
     pub async fn is_clean(&self) -> Result<()> {
-        let mounts = mounts::beneath(&self.layout.kubelet_root)?;
-        ensure!(mounts.is_empty(), "mounts are left: {}", mounts.iter().map(ToString::to_string).collect::<String>());
+        let mounts = mount::beneath(&self.layout.kubelet_root)?;
+        ensure!(
+            mounts.is_empty(),
+            "mounts are left: {}",
+            mounts.iter().map(ToString::to_string).collect::<String>()
+        );
         let remains = self.kubelet.remains()?;
         ensure!(remains.is_empty(), "directories are left: {remains:?}");
         if self.agent.is_some() && self.driver.is_some() {
-            eventually(SOON, "the agent forgets all volumes", async || self.volumes_held().await.is_ok_and(|n| n == 0.0))
-                .await?;
+            eventually(SOON, "the agent forgets all volumes", async || {
+                self.volumes_held().await.is_ok_and(|n| n == 0.0)
+            })
+            .await?;
         }
         Ok(())
     }
 
     /// The descriptors of driver and agent, for the search after leaks.
     pub fn descriptors(&self) -> Result<[Vec<Descriptor>; 2]> {
-        let of = |process: &Option<Process>| process.as_ref().map_or(Ok(Vec::new()), |p| Descriptor::all(p.pid()));
+        let of =
+            |process: &Option<Process>| process.as_ref().map_or(Ok(Vec::new()), |p| Descriptor::all(p.pid()));
         Ok([of(&self.driver)?, of(&self.agent)?])
     }
 
     /// The ends of all logs.
     pub fn said(&self) -> String {
         let names = ["issuer", "agent", "driver"];
-        names.iter().map(|name| format!("--- {name}\n{}", tail(&self.layout.log(name), 25))).collect()
+        let said = names.iter().map(|name| format!("--- {name}\n{}", tail(&self.layout.log(name), 25)));
+        said.collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -333,4 +348,3 @@ async fn answers(address: SocketAddr, path: &str) -> bool {
 fn free_address() -> Result<SocketAddr> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
-

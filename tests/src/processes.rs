@@ -173,7 +173,12 @@ impl Process {
     }
 
     /// Waits until `ready` answers true, for as long as the process runs.
-    pub async fn wait_until(&mut self, within: Duration, what: &str, ready: impl AsyncFn() -> bool) -> Result<()> {
+    pub async fn wait_until(
+        &mut self,
+        within: Duration,
+        what: &str,
+        ready: impl AsyncFn() -> bool,
+    ) -> Result<()> {
         let end = Instant::now() + within;
         loop {
             if ready().await {
@@ -214,7 +219,7 @@ fn describe(status: ExitStatus) -> String {
 pub fn tail(file: &Path, lines: usize) -> String {
     let text = fs::read_to_string(file).unwrap_or_default();
     let skip = text.lines().count().saturating_sub(lines);
-    text.lines().skip(skip).map(|line| format!("    {line}\n")).collect()
+    text.lines().skip(skip).map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rustix::fs::{Gid, Uid};
 
-use crate::mounts;
+use crate::mount;
 
 /// Keeps what a run made when set to anything: for a look at its logs.
 const KEEP: &str = "COUNTERSIGN_KEEP";
@@ -43,7 +43,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        for mount in mounts::beneath(&self.path).unwrap_or_default() {
+        for mount in mount::beneath(&self.path).unwrap_or_default() {
             rustix::mount::unmount(&mount.point, rustix::mount::UnmountFlags::DETACH).ok();
         }
         if std::env::var_os(KEEP).is_none() {

@@ -22,7 +22,8 @@ pub struct SopsStore {
 impl SopsStore {
     /// Makes an age key at `key` and takes `directory` for the files.
     pub fn new(agent: &Path, directory: &Path, key: &Path) -> Result<Self> {
-        let output = Command::new(agent).args(["sops", "keygen"]).output().context("countersign-agent sops keygen")?;
+        let output =
+            Command::new(agent).args(["sops", "keygen"]).output().context("countersign-agent sops keygen")?;
         ensure!(output.status.success(), "sops keygen: {}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout)?;
         let recipient = text

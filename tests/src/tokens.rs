@@ -67,7 +67,8 @@ impl Cluster {
 
     /// What the API server serves at `/openid/v1/jwks`.
     pub fn jwks(&self) -> String {
-        let point = |from: usize| URL_SAFE_NO_PAD.encode(self.public.get(from..from + 32).unwrap_or_default());
+        let point =
+            |from: usize| URL_SAFE_NO_PAD.encode(self.public.get(from..from + 32).unwrap_or_default());
         json!({"keys": [{
             "use": "sig", "kty": "EC", "crv": "P-256", "alg": "ES256",
             "kid": self.key_id(), "x": point(1), "y": point(33),
@@ -75,7 +76,7 @@ impl Cluster {
         .to_string()
     }
 
-    /// A token for a pod on a node, as kubelet would get it by TokenRequest, for an audience and a time in seconds.
+    /// A token for a pod on a node, as kubelet would get it by `TokenRequest`, for an audience and a time in seconds.
     pub fn token(&self, pod: &Pod, node: &str, audience: &str, seconds: i64) -> Result<String> {
         self.sign(&claims(pod, node, audience, seconds))
     }

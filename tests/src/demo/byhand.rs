@@ -32,7 +32,11 @@ impl Keys {
         std::fs::create_dir_all(&self.directory)?;
         let cluster = Cluster::load_or_create(&self.directory.join("signing-key"))?;
         replace_file(&self.directory.join("jwks.json"), cluster.jwks().as_bytes(), 0o644)?;
-        replace_file(&self.directory.join("agent-token"), cluster.agent_token(&self.node)?.as_bytes(), 0o600)?;
+        replace_file(
+            &self.directory.join("agent-token"),
+            cluster.agent_token(&self.node)?.as_bytes(),
+            0o600,
+        )?;
         print(&format!("signing-key, jwks.json and agent-token are in {}", self.directory.display()))
     }
 }
@@ -41,8 +45,8 @@ impl Keys {
 #[derive(Debug, Args)]
 pub(super) struct Kubelet {
     /// Kubelet's root directory, as the driver was told.
-    #[arg(long)]
-    kubelet_root: PathBuf,
+    #[arg(long = "kubelet-root")]
+    root: PathBuf,
     /// Where `countersign-demo keys` put its files.
     #[arg(long, default_value = ".")]
     keys: PathBuf,
@@ -100,22 +104,27 @@ impl Who {
 impl Kubelet {
     pub(super) async fn run(self) -> Result<()> {
         let cluster = Cluster::load_or_create(&self.keys.join("signing-key"))?;
-        let kubelet = Arc::new(kubelet::Kubelet::new(&self.kubelet_root, &self.node, Arc::new(cluster))?);
+        let kubelet = Arc::new(kubelet::Kubelet::new(&self.root, &self.node, Arc::new(cluster))?);
         let work = async {
             let driver = kubelet.registered(Duration::from_secs(10)).await?;
             match &self.call {
                 Call::Publish { pod, attributes } => {
                     let mut volume = Volume::new();
                     for attribute in attributes {
-                        let (key, value) =
-                            attribute.split_once('=').with_context(|| format!("{attribute}: must be KEY=VALUE"))?;
+                        let (key, value) = attribute
+                            .split_once('=')
+                            .with_context(|| format!("{attribute}: must be KEY=VALUE"))?;
                         volume = volume.with(key, value);
                     }
                     let mut volume = kubelet.volume(&pod.pod(), volume);
                     volume.publish_once().await.map_err(|status| {
                         anyhow::anyhow!("{}: {:?}: {}", driver.name, status.code(), status.message())
                     })?;
-                    print(&format!("{}\n{}", volume.target().display(), listing(&volume.target())?.trim_end()))
+                    print(&format!(
+                        "{}\n{}",
+                        volume.target().display(),
+                        listing(&volume.target())?.trim_end()
+                    ))
                 }
                 Call::Unpublish { pod } => {
                     let mut volume = kubelet.volume(&pod.pod(), Volume::new());

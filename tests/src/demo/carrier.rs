@@ -99,7 +99,8 @@ impl Handed {
         let token = node.kubelet.cluster().token(&self.pod, NODE, AUDIENCE, 600).map_err(broken)?;
         let token = Token { audience: AUDIENCE.to_owned(), token };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = openat(CWD, self.directory.path(), flags, Mode::empty()).map_err(|e| broken(e.into()))?;
+        let directory =
+            openat(CWD, self.directory.path(), flags, Mode::empty()).map_err(|e| broken(e.into()))?;
         let descriptor = (!self.held).then(|| directory.as_fd());
         let attributes: &BTreeMap<_, _> = &self.volume.attributes;
         let answer =

@@ -1,5 +1,6 @@
 //! What there is to see of a volume.
 
+use std::fmt::Write;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -22,13 +23,8 @@ pub(super) fn listing(volume: &Path) -> Result<String> {
         }
         let metadata = fs::metadata(entry.path())?;
         let leads = link.map(|link| format!(" -> {}", link.display())).unwrap_or_default();
-        text.push_str(&format!(
-            "{} {:>5} {:>5} {:>5}  {name}{leads}\n",
-            mode(&metadata),
-            metadata.uid(),
-            metadata.gid(),
-            metadata.size()
-        ));
+        let (uid, gid, size) = (metadata.uid(), metadata.gid(), metadata.size());
+        writeln!(text, "{} {uid:>5} {gid:>5} {size:>5}  {name}{leads}", mode(&metadata))?;
     }
     Ok(text)
 }
@@ -48,5 +44,5 @@ pub(super) fn mode(metadata: &fs::Metadata) -> String {
 /// The claims of a token, one a line; never the token or its signature.
 pub(super) fn claims(token: &str) -> Result<String> {
     let Value::Object(claims) = tokens::decode(token)? else { anyhow::bail!("claims are an object") };
-    Ok(claims.iter().map(|(name, value)| format!("{name:<4} {value}\n")).collect())
+    Ok(claims.iter().map(|(name, value)| format!("{name:<4} {value}")).collect::<Vec<_>>().join("\n"))
 }

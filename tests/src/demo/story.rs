@@ -14,7 +14,7 @@ use super::carrier::Carrier;
 use super::show::{claims, listing};
 use super::transcript::Transcript;
 use crate::machine::Machine;
-use crate::mounts::{self, Namespace, REMEDY};
+use crate::mount::{self, Namespace, REMEDY};
 use crate::node::{Allow, Node, SOON, Setup, eventually};
 use crate::pods::{Pod, Volume};
 use crate::processes::{Confinement, Process};
@@ -149,8 +149,9 @@ impl Story {
         let volume = volume();
         let who = format!("{}/{}, service account {}", pod.namespace, pod.name, pod.service_account);
         self.transcript.fact("pod", &who)?;
-        let keys: String = volume.attributes.iter().map(|(key, value)| format!("{key}: {}\n", value.trim())).collect();
-        self.transcript.fact("asks for", &keys)?;
+        let keys: Vec<String> =
+            volume.attributes.iter().map(|(key, value)| format!("{key}: {}", value.trim())).collect();
+        self.transcript.fact("asks for", &keys.join("\n"))?;
         let mut carrier = Carrier::new(&self.node, &pod, volume, self.mounts)?;
         let began = tokio::time::Instant::now();
         carrier.publish(&self.node).await?;
@@ -158,8 +159,10 @@ impl Story {
         self.transcript.fact("published in", &format!("{took:.1} ms, identity and secrets included"))?;
         let files = read(&carrier.target())?;
         let names: Vec<_> = files.keys().map(String::as_str).collect();
-        self.transcript
-            .claim(names == ["ai-token", "api.json", "app.env", "db-password"], "all four files are there at once")?;
+        self.transcript.claim(
+            names == ["ai-token", "api.json", "app.env", "db-password"],
+            "all four files are there at once",
+        )?;
         self.transcript.done()?;
         Ok(carrier)
     }
@@ -182,20 +185,29 @@ impl Story {
         self.transcript.claim(password == "first-password", "the secret is the store's, to the byte")?;
         self.transcript.claim(environment.contains("app:first-password@db"), "the template is rendered")?;
         let decoded = decode(&token)?;
-        let subject = decoded["sub"] == "spiffe://example.org/ns/payments/sa/api";
+        let subject = decoded.get("sub").is_some_and(|sub| sub == "spiffe://example.org/ns/payments/sa/api");
         self.transcript.claim(subject, "the token names the pod's own SPIFFE ID, for one audience")?;
         let metadata = fs::metadata(target.join("db-password"))?;
         let mode = metadata.mode() & 0o7777;
         if metadata.gid() == 2000 {
-            self.transcript.claim(mode == 0o440, "only the agent and the pod's group 2000 (fsGroup) may read")?;
+            self.transcript
+                .claim(mode == 0o440, "only the agent and the pod's group 2000 (fsGroup) may read")?;
         } else {
             self.transcript.claim(mode == 0o444, "nobody may write")?;
         }
         if self.mounts {
-            let mount = mounts::at(&target)?.context("the volume is a mount")?;
-            self.transcript.fact("mount", &format!("{}\n{}\n{}", mount.source, mount.options.join(","), mount.filesystem.join(",")))?;
-            let safe = ["ro", "nosuid", "nodev", "noexec"].iter().all(|option| mount.options.iter().any(|o| o == option));
-            self.transcript.claim(safe && mount.kind == "tmpfs", "a tmpfs of its own, read-only, nosuid, nodev, noexec")?;
+            let mount = mount::at(&target)?.context("the volume is a mount")?;
+            self.transcript.fact(
+                "mount",
+                &format!("{}\n{}\n{}", mount.source, mount.options.join(","), mount.filesystem.join(",")),
+            )?;
+            let safe = ["ro", "nosuid", "nodev", "noexec"]
+                .iter()
+                .all(|option| mount.options.iter().any(|o| o == option));
+            self.transcript.claim(
+                safe && mount.kind == "tmpfs",
+                "a tmpfs of its own, read-only, nosuid, nodev, noexec",
+            )?;
         }
         self.transcript.done()
     }
@@ -209,7 +221,8 @@ impl Story {
         )?;
         self.rotate(carrier, "second-password").await?;
         let environment = read_file(&carrier.target(), "app.env")?;
-        self.transcript.claim(environment.contains("app:second-password@db"), "the template changed with it")?;
+        self.transcript
+            .claim(environment.contains("app:second-password@db"), "the template changed with it")?;
         self.transcript.done()
     }
 
@@ -229,15 +242,15 @@ impl Story {
         self.transcript.step("The pod goes", "Its volume goes with it, and every trace of it.")?;
         carrier.unpublish(&self.node).await?;
         if self.mounts {
-            let mounts = mounts::beneath(&self.node.layout.kubelet_root)?;
+            let mounts = mount::beneath(&self.node.layout.kubelet_root)?;
             self.transcript.claim(mounts.is_empty(), "no mount is left")?;
             let remains = self.node.kubelet.remains()?;
             self.transcript.claim(remains.is_empty(), "no directory is left")?;
         }
         let node = &self.node;
         let held = async || node.volumes_held().await.is_ok_and(|held| held == 0.0);
-        let none = eventually(SOON, "the agent holds nothing", held).await.is_ok();
-        self.transcript.claim(none, "the agent holds no volume (its /metrics: countersign_volumes 0)")?;
+        let empty = eventually(SOON, "the agent holds nothing", held).await.is_ok();
+        self.transcript.claim(empty, "the agent holds no volume (its /metrics: countersign_volumes 0)")?;
         self.transcript.done()
     }
 }

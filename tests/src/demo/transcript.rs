@@ -79,14 +79,19 @@ impl Transcript {
     /// Something to see.
     pub(super) fn fact(&self, name: &str, value: &str) -> Result<()> {
         let mut lines = value.lines();
-        print(&format!("   {name:<NAME$} {}", lines.next().unwrap_or_default()))?;
+        let name = self.styled(Style::Dim, &format!("{name:<NAME$}"));
+        print(&format!("   {name} {}", lines.next().unwrap_or_default()))?;
         lines.try_for_each(|line| print(&format!("   {:NAME$} {line}", "")))
     }
 
     /// Something that must hold.
     pub(super) fn claim(&mut self, holds: bool, what: &str) -> Result<()> {
         self.claims += 1;
-        let mark = if holds { self.styled(Style::Good, "✓") } else { self.styled(Style::Bad, "✗ DOES NOT HOLD:") };
+        let mark = if holds {
+            self.styled(Style::Good, "✓")
+        } else {
+            self.styled(Style::Bad, "✗ DOES NOT HOLD:")
+        };
         if !holds {
             self.broken.push(what.to_owned());
         }
@@ -98,7 +103,8 @@ impl Transcript {
         print("")?;
         let seconds = self.began.elapsed().as_secs_f64();
         if self.broken.is_empty() {
-            let line = format!("{} steps, {} claims checked, all hold, {seconds:.1} s", self.steps, self.claims);
+            let line =
+                format!("{} steps, {} claims checked, all hold, {seconds:.1} s", self.steps, self.claims);
             print(&self.styled(Style::Bold, &line))?;
             return Ok(ExitCode::SUCCESS);
         }

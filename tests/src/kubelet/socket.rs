@@ -9,6 +9,8 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Error};
 use tower::service_fn;
 
+use crate::pods::hex;
+
 /// Kubelet's limit for every CSI call.
 const CALL: Duration = Duration::from_secs(120);
 
@@ -26,7 +28,9 @@ pub(super) async fn dial(socket: &Path, authority: &str, limit: Duration) -> Res
 pub async fn csi_node(socket: &Path) -> Result<NodeClient<Channel>, tonic::Status> {
     let channel = dial(socket, "localhost", CALL).await;
     // Not a gRPC status of the driver's: kubelet's own word for it is UNAVAILABLE, which is no final answer.
-    channel.map(NodeClient::new).map_err(|error| tonic::Status::unavailable(format!("dialling: {}", chain(&error))))
+    channel
+        .map(NodeClient::new)
+        .map_err(|error| tonic::Status::unavailable(format!("dialling: {}", chain(&error))))
 }
 
 /// An error and its causes in one line.
@@ -48,7 +52,7 @@ pub(super) fn plugin_manager_authority(socket: &Path) -> String {
         if byte.is_ascii_alphanumeric() || b"-_.~!$&'()*+,;=:[]@".contains(&byte) {
             text.push(char::from(byte));
         } else {
-            text.push_str(&format!("%{byte:02X}"));
+            text.extend(["%", &hex(&[byte]).to_uppercase()]);
         }
         text
     })

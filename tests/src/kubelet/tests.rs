@@ -6,7 +6,9 @@ use std::sync::Mutex;
 use countersign_proto::csi::node_server::{Node, NodeServer};
 use countersign_proto::csi::*;
 use countersign_proto::registration::registration_server::{Registration, RegistrationServer};
-use countersign_proto::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
+use countersign_proto::registration::{
+    InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
+};
 use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -43,7 +45,6 @@ fn next<T>(script: &Mutex<VecDeque<Code>>, answer: T) -> Answer<T> {
     }
 }
 
-
 #[tonic::async_trait]
 impl Registration for Scripted {
     async fn get_info(&self, _: Request<InfoRequest>) -> Answer<PluginInfo> {
@@ -67,11 +68,16 @@ impl Registration for Scripted {
 
 #[tonic::async_trait]
 impl Node for Scripted {
-    async fn node_publish_volume(&self, r: Request<NodePublishVolumeRequest>) -> Answer<NodePublishVolumeResponse> {
+    async fn node_publish_volume(
+        &self,
+        r: Request<NodePublishVolumeRequest>,
+    ) -> Answer<NodePublishVolumeResponse> {
         let request = r.into_inner();
         assert!(request.readonly && request.secrets.contains_key(TOKENS_KEY));
         let target = std::path::PathBuf::from(&request.target_path);
-        assert!(target.parent().unwrap().is_dir() && request.target_path.contains("/volumes/kubernetes.io~csi/"));
+        assert!(
+            target.parent().unwrap().is_dir() && request.target_path.contains("/volumes/kubernetes.io~csi/")
+        );
         self.note("publish");
         next(&self.publish, NodePublishVolumeResponse {})
     }
@@ -99,7 +105,10 @@ impl Node for Scripted {
         Err(Status::unimplemented("stage"))
     }
 
-    async fn node_unstage_volume(&self, _: Request<NodeUnstageVolumeRequest>) -> Answer<NodeUnstageVolumeResponse> {
+    async fn node_unstage_volume(
+        &self,
+        _: Request<NodeUnstageVolumeRequest>,
+    ) -> Answer<NodeUnstageVolumeResponse> {
         Err(Status::unimplemented("unstage"))
     }
 
@@ -110,7 +119,10 @@ impl Node for Scripted {
         Err(Status::unimplemented("stats"))
     }
 
-    async fn node_expand_volume(&self, _: Request<NodeExpandVolumeRequest>) -> Answer<NodeExpandVolumeResponse> {
+    async fn node_expand_volume(
+        &self,
+        _: Request<NodeExpandVolumeRequest>,
+    ) -> Answer<NodeExpandVolumeResponse> {
         Err(Status::unimplemented("expand"))
     }
 }
@@ -133,11 +145,15 @@ async fn rig() -> Rig {
     let mut tasks = JoinSet::new();
     let node = UnixListenerStream::new(UnixListener::bind(&csi).unwrap());
     let service = NodeServer::from_arc(Arc::clone(&driver));
-    tasks.spawn(async move { Server::builder().add_service(service).serve_with_incoming(node).await.unwrap() });
+    tasks.spawn(
+        async move { Server::builder().add_service(service).serve_with_incoming(node).await.unwrap() },
+    );
     let socket = kubelet.registry().join("scripted@reg.sock");
     let registration = UnixListenerStream::new(UnixListener::bind(socket).unwrap());
     let service = RegistrationServer::from_arc(Arc::clone(&driver));
-    tasks.spawn(async move { Server::builder().add_service(service).serve_with_incoming(registration).await.unwrap() });
+    tasks.spawn(async move {
+        Server::builder().add_service(service).serve_with_incoming(registration).await.unwrap();
+    });
     let watching = Arc::clone(&kubelet);
     tasks.spawn(async move { watching.watch_plugins().await });
     kubelet.registered(Duration::from_secs(5)).await.unwrap();

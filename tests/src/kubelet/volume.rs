@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use countersign_proto::csi::{NodeGetCapabilitiesRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
+use countersign_proto::csi::{
+    NodeGetCapabilitiesRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest,
+};
 use rand::Rng;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
 use super::{Backoff, Kubelet, csi_node, directory, volume_id};
-use crate::mounts;
+use crate::mount;
 use crate::pods::{Pod, Volume};
 
 /// What kubelet believes of a volume.
@@ -110,9 +112,9 @@ impl PodVolume {
 
     fn endpoint(&self) -> Result<PathBuf, Status> {
         let plugin = self.kubelet.plugin();
-        plugin
-            .map(|plugin| plugin.endpoint)
-            .ok_or_else(|| Status::unavailable("the driver is not found in the list of registered CSI drivers"))
+        plugin.map(|plugin| plugin.endpoint).ok_or_else(|| {
+            Status::unavailable("the driver is not found in the list of registered CSI drivers")
+        })
     }
 
     /// Mounts the volume, with kubelet's patience, for so long.
@@ -137,8 +139,10 @@ impl PodVolume {
 
     /// One try to unmount the volume.
     pub async fn unpublish_once(&mut self) -> Result<(), Status> {
-        let request =
-            NodeUnpublishVolumeRequest { volume_id: self.id(), target_path: text(&self.target()).map_err(broken)? };
+        let request = NodeUnpublishVolumeRequest {
+            volume_id: self.id(),
+            target_path: text(&self.target()).map_err(broken)?,
+        };
         let socket = self.endpoint()?;
         csi_node(&socket).await?.node_unpublish_volume(request).await?;
         self.remove_directories().map_err(broken)?;
@@ -174,7 +178,7 @@ impl PodVolume {
     /// Kubelet's own removal: only if nothing is mounted, only empty directories.
     fn remove_directories(&self) -> Result<()> {
         let target = self.target();
-        if mounts::at(&target)?.is_some() {
+        if mount::at(&target)?.is_some() {
             anyhow::bail!("{} is still mounted", target.display());
         }
         let beside = target.parent().context("a target has a parent")?;
@@ -201,7 +205,11 @@ impl PodVolume {
 fn is_final(code: Code) -> bool {
     !matches!(
         code,
-        Code::Cancelled | Code::DeadlineExceeded | Code::Unavailable | Code::ResourceExhausted | Code::Aborted
+        Code::Cancelled
+            | Code::DeadlineExceeded
+            | Code::Unavailable
+            | Code::ResourceExhausted
+            | Code::Aborted
     )
 }
 
@@ -230,7 +238,8 @@ impl Tries {
 }
 
 /// Trouble of the stand-in's own.
-fn broken(error: anyhow::Error) -> Status {
+fn broken<E: Into<anyhow::Error>>(error: E) -> Status {
+    let error = error.into();
     Status::unavailable(format!("kubelet stand-in: {error:#}"))
 }
 

@@ -101,7 +101,8 @@ impl Layout {
             "type": "sops", "directory": self.store, "ageKeyFile": self.age_key, "allow": allow,
         }}});
         // JSON is YAML.
-        replace_file(&self.config, config.to_string().as_bytes(), 0o600).context("the agent's configuration")?;
+        replace_file(&self.config, config.to_string().as_bytes(), 0o600)
+            .context("the agent's configuration")?;
         [&self.config, &self.age_key].into_iter().try_for_each(|file| give_to(file, self.agent_uid))
     }
 }

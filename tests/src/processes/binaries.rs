@@ -49,7 +49,10 @@ pub fn workspace() -> PathBuf {
 /// Cargo leaves a list of a binary's sources beside it, in the form of a make rule.
 fn fresh(binary: &Path) -> Result<PathBuf> {
     let Ok(built) = fs::metadata(binary).and_then(|metadata| metadata.modified()) else {
-        bail!("{} is missing: `cargo build --workspace --bins` makes it, as `make test` does first", binary.display());
+        bail!(
+            "{} is missing: `cargo build --workspace --bins` makes it, as `make test` does first",
+            binary.display()
+        );
     };
     let rule = fs::read_to_string(binary.with_extension("d")).unwrap_or_default();
     let sources = rule.split_once(": ").map_or("", |(_, sources)| sources);

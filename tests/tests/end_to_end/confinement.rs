@@ -136,7 +136,10 @@ async fn the_driver_holds_no_secret() -> Result<()> {
             }
             Ok(false)
         };
-        ensure!(!search(node.driver.as_ref().context("the driver")?.pid())?, "the secret is in the driver's memory");
+        ensure!(
+            !search(node.driver.as_ref().context("the driver")?.pid())?,
+            "the secret is in the driver's memory"
+        );
         // The search finds what is there.
         ensure!(search(std::process::id())?, "the search finds our own copy");
         volume.unpublish(SOON).await
@@ -152,13 +155,13 @@ async fn the_link_is_closed_to_others() -> Result<()> {
             let entry = entry?;
             if entry.file_type()?.is_socket() {
                 let mode = entry.metadata()?.mode() & 0o777;
-                ensure!(mode == 0o600, "{:?}: {mode:o}", entry.file_name());
+                ensure!(mode == 0o600, "{}: {mode:o}", entry.path().display());
                 sockets += 1;
             }
         }
         ensure!(sockets >= 2, "agent.sock and mailbox.sock");
         let csi = fs::metadata(node.layout.csi_socket()?)?;
-        ensure!(csi.mode() & 0o077 == 0, "{:o}", csi.mode());
+        ensure!(csi.mode() & 0o777 == 0o600, "{:o}", csi.mode());
         Ok(())
     })
     .await

@@ -9,7 +9,7 @@ use countersign_tests::harness::{Case, Needs, case};
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("demo::every_claim_holds", Needs::Mounts, || tells(&[], "9  The pod goes")),
-        case("demo::every_claim_holds_without_mounts", Needs::Nothing, || {
+        case("demo::every_claim_holds_where_nothing_can_be_mounted", Needs::Nothing, || {
             tells(&["--no-mounts"], "This machine lets us mount nothing")
         }),
     ]

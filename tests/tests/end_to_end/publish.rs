@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 use countersign_tests::harness::{Case, Needs, case};
 use countersign_tests::http::get_ok;
-use countersign_tests::mounts;
+use countersign_tests::mount;
 use countersign_tests::node::{Node, Setup, on_node};
 use countersign_tests::pods::{Pod, Volume};
 use countersign_tests::reader::{read, read_file};
@@ -22,9 +22,16 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("publish::every_kind_of_file", Needs::Mounts, || every_kind_of_file(Setup::default())),
         case("publish::every_kind_of_file_where_only_attached_mounts_can_be_cloned", Needs::Mounts, || {
-            every_kind_of_file(Setup { driver_arguments: vec!["--clone-attached".into()], ..Setup::default() })
+            every_kind_of_file(Setup {
+                driver_arguments: vec!["--clone-attached".into()],
+                ..Setup::default()
+            })
         }),
-        case("publish::the_mount_is_private_and_read_only", Needs::Mounts, the_mount_is_private_and_read_only),
+        case(
+            "publish::the_mount_is_private_and_read_only",
+            Needs::Mounts,
+            the_mount_is_private_and_read_only,
+        ),
         case("publish::without_a_group_all_may_read", Needs::Mounts, without_a_group_all_may_read),
         case("publish::with_a_group_only_it_may_read", Needs::Root, with_a_group_only_it_may_read),
         case("publish::each_account_has_its_own_identity", Needs::Mounts, each_account_has_its_own_identity),
@@ -43,7 +50,10 @@ async fn every_kind_of_file(setup: Setup) -> Result<()> {
         let asked = Volume::new()
             .secret("password", "sops:payments/db#password")
             .secret("nested/deep/db.json", "sops:payments/db")
-            .template("env", "U={{ secret(\"sops:payments/db\").username }}:{{ secret(\"sops:payments/db\").port }}")
+            .template(
+                "env",
+                "U={{ secret(\"sops:payments/db\").username }}:{{ secret(\"sops:payments/db\").port }}",
+            )
             .x509()
             .jwt("token", API);
         let mut volume = node.published(&Pod::new("payments", "api-1", "api"), asked).await?;
@@ -59,7 +69,10 @@ async fn every_kind_of_file(setup: Setup) -> Result<()> {
         let whole: Value = serde_json::from_slice(&files["nested/deep/db.json"])?;
         ensure!(whole == json!({"username": "app", "password": "p w\n", "port": 5432}), "{whole}");
         // The plain paths lead to the same bytes.
-        ensure!(fs::read(target.join("nested/deep/db.json"))? == files["nested/deep/db.json"], "through the link");
+        ensure!(
+            fs::read(target.join("nested/deep/db.json"))? == files["nested/deep/db.json"],
+            "through the link"
+        );
         certificate(&files["tls.crt"], &files["tls.key"], &files["ca.crt"])?;
         token(node, &String::from_utf8(files["token"].clone())?).await?;
         volume.unpublish(countersign_tests::node::SOON).await
@@ -77,7 +90,10 @@ fn certificate(chain: &[u8], key: &[u8], bundle: &[u8]) -> Result<()> {
     for (index, certificate) in certificates.iter().enumerate().take(chain.len()) {
         let signed = certificates.iter().skip(index + 1);
         let mut issuers = signed.filter(|issuer| issuer.subject() == certificate.issuer());
-        ensure!(issuers.any(|issuer| certificate.verify_signature(Some(issuer.public_key())).is_ok()), "a chain");
+        ensure!(
+            issuers.any(|issuer| certificate.verify_signature(Some(issuer.public_key())).is_ok()),
+            "a chain"
+        );
     }
     let leaf = &certificates[0];
     let names = leaf.subject_alternative_name()?.context("a SAN")?.value.general_names.clone();
@@ -88,7 +104,10 @@ fn certificate(chain: &[u8], key: &[u8], bundle: &[u8]) -> Result<()> {
     ensure!(key.label == "PRIVATE KEY", "{}", key.label);
     let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.contents)
         .map_err(|error| anyhow::anyhow!("{error}"))?;
-    ensure!(pair.public_key().as_ref() == leaf.public_key().subject_public_key.data.as_ref(), "the leaf's key");
+    ensure!(
+        pair.public_key().as_ref() == leaf.public_key().subject_public_key.data.as_ref(),
+        "the leaf's key"
+    );
     ensure!(leaf.validity().is_valid(), "valid now");
     Ok(())
 }
@@ -120,7 +139,7 @@ async fn the_mount_is_private_and_read_only() -> Result<()> {
         with_password(node, "x")?;
         let mut volume = node.published(&Pod::new("payments", "api-1", "api"), password()).await?;
         let target = volume.target();
-        let mount = mounts::at(&target)?.context("a mount")?;
+        let mount = mount::at(&target)?.context("a mount")?;
         ensure!(mount.kind == "tmpfs" && mount.source == format!("countersign:{}", volume.id()), "{mount}");
         for option in ["ro", "nosuid", "nodev", "noexec"] {
             ensure!(mount.options.iter().any(|o| o == option), "{option}: {mount}");
@@ -151,10 +170,16 @@ async fn with_a_group_only_it_may_read() -> Result<()> {
     on_node(Setup::default(), async |node| {
         with_password(node, "x")?;
         let pod = Pod::new("payments", "api-1", "api").with_fs_group(2000);
-        let mut volume = node.published(&pod, password().secret("dir/own", "sops:payments/db#password?mode=0400")).await?;
+        let mut volume =
+            node.published(&pod, password().secret("dir/own", "sops:payments/db#password?mode=0400")).await?;
         let target = volume.target();
         let metadata = fs::metadata(target.join("password"))?;
-        ensure!(metadata.mode() & 0o7777 == 0o440 && metadata.gid() == 2000, "{:o} {}", metadata.mode(), metadata.gid());
+        ensure!(
+            metadata.mode() & 0o7777 == 0o440 && metadata.gid() == 2000,
+            "{:o} {}",
+            metadata.mode(),
+            metadata.gid()
+        );
         let metadata = fs::metadata(target.join("dir/own"))?;
         ensure!(metadata.mode() & 0o7777 == 0o400, "{:o}", metadata.mode());
         let generation = fs::metadata(target.join("..data"))?;
@@ -175,7 +200,16 @@ fn readable(target: &Path, uid: u32, gid: u32, expected: bool) -> Result<()> {
     let directory = fs::File::open(target)?;
     let inherited = "cd /proc/self/fd/0 && cat password >/dev/null";
     let status = std::process::Command::new("setpriv")
-        .args(["--reuid", &uid.to_string(), "--regid", &gid.to_string(), "--clear-groups", "sh", "-c", inherited])
+        .args([
+            "--reuid",
+            &uid.to_string(),
+            "--regid",
+            &gid.to_string(),
+            "--clear-groups",
+            "sh",
+            "-c",
+            inherited,
+        ])
         .stdin(directory)
         .stderr(std::process::Stdio::null())
         .status()?;
@@ -212,8 +246,11 @@ async fn twice_is_once() -> Result<()> {
         for _ in 0..3 {
             volume.publish_once().await?;
         }
-        ensure!(mounts::beneath(&node.layout.kubelet_root)?.len() == 1, "one mount");
-        ensure!(fs::read_link(volume.target().join("..data"))? == before, "nothing new is written for nothing new");
+        ensure!(mount::beneath(&node.layout.kubelet_root)?.len() == 1, "one mount");
+        ensure!(
+            fs::read_link(volume.target().join("..data"))? == before,
+            "nothing new is written for nothing new"
+        );
         volume.unpublish(countersign_tests::node::SOON).await
     })
     .await
@@ -231,7 +268,7 @@ async fn at_once_from_two_sides() -> Result<()> {
             }
         }
         ensure!(outcomes.0.is_ok() || outcomes.1.is_ok(), "one of them is served");
-        ensure!(mounts::beneath(&node.layout.kubelet_root)?.len() == 1, "one mount");
+        ensure!(mount::beneath(&node.layout.kubelet_root)?.len() == 1, "one mount");
         one.publish(countersign_tests::node::SOON).await?;
         one.unpublish(countersign_tests::node::SOON).await
     })
@@ -268,7 +305,10 @@ async fn many_volumes_leave_nothing_behind() -> Result<()> {
             // The first round opens what stays open, such as the connection to the issuer.
             let now = node.descriptors()?.map(|list| list.len());
             let before = before.get_or_insert(now);
-            ensure!(now[0] <= before[0] + 2 && now[1] <= before[1] + 2, "descriptors: {before:?}, then {now:?}");
+            ensure!(
+                now[0] <= before[0] + 2 && now[1] <= before[1] + 2,
+                "descriptors: {before:?}, then {now:?}"
+            );
         }
         Ok(())
     })

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use countersign_tests::harness::{Case, Needs, case};
 use countersign_tests::kubelet::State;
-use countersign_tests::mounts;
+use countersign_tests::mount;
 use countersign_tests::node::{Node, SOON, Setup, on_node};
 use countersign_tests::pods::{Pod, Volume};
 use countersign_tests::reader::{read, read_file};
@@ -23,8 +23,16 @@ pub(crate) fn cases() -> Vec<Case> {
         case("restart::of_the_issuer", Needs::Mounts, of_the_issuer),
         case("restart::politely", Needs::Mounts, politely),
         case("restart::while_a_pod_goes", Needs::Mounts, while_a_pod_goes),
-        case("restart::publish_without_an_agent_waits_for_it", Needs::Mounts, publish_without_an_agent_waits_for_it),
-        case("restart::of_an_agent_in_the_middle_of_a_publish", Needs::Mounts, of_an_agent_in_the_middle_of_a_publish),
+        case(
+            "restart::publish_without_an_agent_waits_for_it",
+            Needs::Mounts,
+            publish_without_an_agent_waits_for_it,
+        ),
+        case(
+            "restart::of_an_agent_in_the_middle_of_a_publish",
+            Needs::Mounts,
+            of_an_agent_in_the_middle_of_a_publish,
+        ),
         case("restart::a_slow_agent_is_waited_for", Needs::Mounts, a_slow_agent_is_waited_for),
     ]
 }
@@ -51,7 +59,7 @@ async fn of_the_driver(setup: Setup) -> Result<()> {
         node.arrives(&volume, "a", "two").await.context("the agent goes on without the driver")?;
         node.start_driver().await?;
         volume.publish_once().await?;
-        ensure!(mounts::beneath(&node.layout.kubelet_root)?.len() == 1, "mounted once");
+        ensure!(mount::beneath(&node.layout.kubelet_root)?.len() == 1, "mounted once");
         write(node, "three")?;
         node.arrives(&volume, "a", "three").await?;
         volume.unpublish(SOON).await
@@ -73,7 +81,7 @@ async fn of_the_agent() -> Result<()> {
         node.start_agent().await?;
         volume.publish(SOON).await?;
         node.arrives(&volume, "a", "two").await?;
-        ensure!(mounts::beneath(&node.layout.kubelet_root)?.len() == 1, "mounted once");
+        ensure!(mount::beneath(&node.layout.kubelet_root)?.len() == 1, "mounted once");
         volume.unpublish(SOON).await
     })
     .await
@@ -122,7 +130,10 @@ async fn politely() -> Result<()> {
         for _ in 0..2 {
             let driver = node.driver.take().context("the driver")?.terminate(Duration::from_secs(10)).await?;
             ensure!(driver.success(), "the driver: {driver}");
-            ensure!(std::fs::read_dir(node.kubelet.registry())?.next().is_none(), "its registration socket is gone");
+            ensure!(
+                std::fs::read_dir(node.kubelet.registry())?.next().is_none(),
+                "its registration socket is gone"
+            );
             let agent = node.agent.take().context("the agent")?.terminate(Duration::from_secs(10)).await?;
             ensure!(agent.success(), "the agent: {agent}");
             ensure!(read_file(&volume.target(), "a")? == "one", "files stay");
@@ -160,7 +171,7 @@ async fn publish_without_an_agent_waits_for_it() -> Result<()> {
         let status = volume.publish_once().await.err().context("no agent, no files")?;
         ensure!(status.code() == Code::Unavailable, "{status:?}");
         ensure!(status.message().contains("agent"), "{}", status.message());
-        ensure!(mounts::beneath(&node.layout.kubelet_root)?.is_empty(), "nothing is mounted");
+        ensure!(mount::beneath(&node.layout.kubelet_root)?.is_empty(), "nothing is mounted");
         node.start_agent().await?;
         volume.publish(SOON).await?;
         volume.unpublish(SOON).await
@@ -182,7 +193,7 @@ async fn of_an_agent_in_the_middle_of_a_publish() -> Result<()> {
         killed?;
         let status = outcome.err().context("the agent died")?;
         ensure!(status.code() == Code::Unavailable, "{status:?}");
-        ensure!(mounts::beneath(&node.layout.kubelet_root)?.is_empty(), "nothing is mounted");
+        ensure!(mount::beneath(&node.layout.kubelet_root)?.is_empty(), "nothing is mounted");
         node.start_agent().await?;
         volume.publish(SOON).await?;
         volume.unpublish(SOON).await

@@ -16,7 +16,11 @@ use countersign_tests::reader::read_file;
 use serde_json::{Value, json};
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![case("secrecy::nothing_secret_is_where_it_must_not_be", Needs::Mounts, nothing_secret_is_where_it_must_not_be)]
+    vec![case(
+        "secrecy::nothing_secret_is_where_it_must_not_be",
+        Needs::Mounts,
+        nothing_secret_is_where_it_must_not_be,
+    )]
 }
 
 const SECRET: &str = "CANARY-3f9a61c2";
@@ -30,7 +34,11 @@ async fn nothing_secret_is_where_it_must_not_be() -> Result<()> {
         let mut places = Places::new();
         let mut canaries = vec![SECRET.to_owned()];
         let pod = Pod::new("payments", "api-1", "api");
-        let asked = Volume::new().secret("a", "sops:payments/db#password").x509().jwt("jwt", "https://api").refresh("1s");
+        let asked = Volume::new()
+            .secret("a", "sops:payments/db#password")
+            .x509()
+            .jwt("jwt", "https://api")
+            .refresh("1s");
         let mut volume = node.volume(&pod, asked);
         let request = node.kubelet.publish_request(&pod, &volume.volume)?;
         let tokens: Value = serde_json::from_str(&request.secrets[TOKENS_KEY])?;
@@ -46,7 +54,8 @@ async fn nothing_secret_is_where_it_must_not_be() -> Result<()> {
         canaries.push(agent_token.rsplit('.').next().context("a signature")?.to_owned());
         // The store is listed with errors of every kind on the way.
         for reference in ["sops:payments/db#nothing", "sops:payments/db#/list/7", "sops:other/db#x"] {
-            let mut refused = node.volume(&Pod::new("payments", "api-2", "api"), Volume::new().secret("x", reference));
+            let mut refused =
+                node.volume(&Pod::new("payments", "api-2", "api"), Volume::new().secret("x", reference));
             let status = refused.publish_once().await.err().context("refused")?;
             places.push((format!("the error for {reference}"), status.message().as_bytes().to_vec()));
             refused.unpublish(SOON).await?;

@@ -20,8 +20,16 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("trouble::a_full_volume_keeps_its_files", Needs::Mounts, a_full_volume_keeps_its_files),
         case("trouble::no_more_descriptors", Needs::Mounts, no_more_descriptors),
-        case("trouble::a_store_that_hangs_holds_up_nobody_else", Needs::Mounts, a_store_that_hangs_holds_up_nobody_else),
-        case("trouble::an_agent_that_hangs_leaves_the_files", Needs::Mounts, an_agent_that_hangs_leaves_the_files),
+        case(
+            "trouble::a_store_that_hangs_holds_up_nobody_else",
+            Needs::Mounts,
+            a_store_that_hangs_holds_up_nobody_else,
+        ),
+        case(
+            "trouble::an_agent_that_hangs_leaves_the_files",
+            Needs::Mounts,
+            an_agent_that_hangs_leaves_the_files,
+        ),
     ]
 }
 
@@ -51,7 +59,10 @@ async fn a_full_volume_keeps_its_files() -> Result<()> {
         let mut volume = node.published(&Pod::new("payments", "api-1", "api"), asked()).await?;
         let filler = writable(node)?.join("filler");
         let written = fs::write(&filler, vec![0_u8; 64 << 20]);
-        ensure!(written.is_err_and(|e| e.kind() == std::io::ErrorKind::StorageFull), "the volume can be filled");
+        ensure!(
+            written.is_err_and(|e| e.kind() == std::io::ErrorKind::StorageFull),
+            "the volume can be filled"
+        );
         write(node, &"two".repeat(10_000))?;
         failing(node).await?;
         ensure!(read_file(&volume.target(), "a")? == "one", "the last good files stay");
@@ -68,7 +79,8 @@ async fn no_more_descriptors() -> Result<()> {
         write(node, "one")?;
         let mut volume = node.published(&Pod::new("payments", "api-1", "api"), asked()).await?;
         let agent = node.agent.as_ref().context("the agent")?;
-        let open = Descriptor::all(agent.pid())?.iter().map(|d| u64::from(d.number)).max().unwrap_or_default();
+        let open =
+            Descriptor::all(agent.pid())?.iter().map(|d| u64::from(d.number)).max().unwrap_or_default();
         let before = agent.limit_descriptors(open + 1)?;
         let mut other = node.volume(&Pod::new("payments", "api-2", "api"), asked());
         let status = other.publish_once().await.err().context("no descriptor is left for another volume")?;
@@ -103,7 +115,8 @@ async fn a_store_that_hangs_holds_up_nobody_else() -> Result<()> {
         let tries = tokio::time::timeout(Duration::from_secs(100), other.publish_once());
         let (outcome, went_on) = futures_util::future::join(tries, goes_on).await;
         went_on?;
-        let status = outcome.context("an answer within kubelet's patience")?.err().context("no secret, no files")?;
+        let status =
+            outcome.context("an answer within kubelet's patience")?.err().context("no secret, no files")?;
         ensure!(status.message().contains("sops"), "{status:?}");
         other.unpublish(SOON).await?;
         volume.unpublish(SOON).await

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use countersign_tests::harness::{Case, Needs, case};
-use countersign_tests::mounts;
+use countersign_tests::mount;
 use countersign_tests::node::{SOON, Setup, on_node};
 use countersign_tests::pods::{Pod, Volume};
 use serde_json::json;
@@ -47,7 +47,7 @@ async fn without_an_agent() -> Result<()> {
         let mut volume = node.published(&pod(), asked()).await?;
         node.kill_agent()?;
         volume.unpublish_once().await?;
-        ensure!(mounts::beneath(&node.layout.kubelet_root)?.is_empty(), "unmounted");
+        ensure!(mount::beneath(&node.layout.kubelet_root)?.is_empty(), "unmounted");
         volume.unpublish(SOON).await?;
         node.start_agent().await
     })
@@ -60,7 +60,7 @@ async fn with_a_hanging_agent() -> Result<()> {
         let mut volume = node.published(&pod(), asked()).await?;
         node.agent.as_ref().context("the agent")?.pause()?;
         volume.unpublish_once().await?;
-        ensure!(mounts::beneath(&node.layout.kubelet_root)?.is_empty(), "unmounted");
+        ensure!(mount::beneath(&node.layout.kubelet_root)?.is_empty(), "unmounted");
         node.agent.as_ref().context("the agent")?.resume()?;
         volume.unpublish(SOON).await
     })
@@ -73,7 +73,7 @@ async fn of_a_volume_in_use() -> Result<()> {
         let mut volume = node.published(&pod(), asked()).await?;
         let held = std::fs::File::open(volume.target().join("a"))?;
         volume.unpublish_once().await?;
-        ensure!(mounts::beneath(&node.layout.kubelet_root)?.is_empty(), "unmounted");
+        ensure!(mount::beneath(&node.layout.kubelet_root)?.is_empty(), "unmounted");
         drop(held);
         volume.unpublish(SOON).await
     })

@@ -1,4 +1,19 @@
-//! Kills, at random moments and at chosen ones.
-fn main() -> std::process::ExitCode {
-    countersign_tests::harness::main(Vec::new())
+//! Kills: at random moments while everything is busy, and at every step of the driver's.
+
+mod random;
+mod slots;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use countersign_tests::harness::{Needs, case_within, main as run};
+
+fn main() -> ExitCode {
+    let most = Duration::from_secs(120) + Duration::from_secs(2) * random::kills();
+    run(vec![case_within(
+        most,
+        "soak::kills_at_random_moments",
+        Needs::Mounts,
+        random::kills_at_random_moments,
+    )])
 }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 
 use super::super::carrier::Carrier;
 use super::Story;
-use crate::mounts;
+use crate::mount;
 use crate::reader::read;
 
 impl Story {
@@ -20,7 +20,7 @@ impl Story {
         let plugin = self.node.kubelet.plugin();
         self.transcript.claim(plugin.is_some(), "the new driver is registered")?;
         carrier.publish_once(&self.node).await.context("republish")?;
-        let count = mounts::beneath(&self.node.layout.kubelet_root)?.len();
+        let count = mount::beneath(&self.node.layout.kubelet_root)?.len();
         self.transcript.claim(count == 1, "kubelet's next republish finds the volume mounted, once")?;
         self.rotate(carrier, "fourth-password").await?;
         self.transcript.done()
@@ -36,7 +36,8 @@ impl Story {
         self.node.kill_agent()?;
         self.transcript.claim(read(&carrier.target())? == before, "the files stay while no agent runs")?;
         self.node.start_agent().await?;
-        self.transcript.claim(read(&carrier.target())? == before, "the files stay when a new agent starts")?;
+        self.transcript
+            .claim(read(&carrier.target())? == before, "the files stay when a new agent starts")?;
         carrier.agent_lost();
         carrier.publish(&self.node).await.context("republish")?;
         self.rotate(carrier, "fifth-password").await?;

@@ -5,7 +5,7 @@ use tonic::{Code, Status};
 
 use super::super::carrier::Carrier;
 use super::Story;
-use crate::mounts;
+use crate::mount;
 use crate::pods::{Pod, Volume};
 
 impl Story {
@@ -32,7 +32,8 @@ impl Story {
             "An unknown key is an error, never silently nothing; the message says what was meant.",
         )?;
         let pod = Pod::new("payments", "api-typo", "api");
-        let volume = Volume::new().with("secrets.countersign.dev/db-password", "sops:payments/database#password");
+        let volume =
+            Volume::new().with("secrets.countersign.dev/db-password", "sops:payments/database#password");
         let status = self.refused(&pod, volume).await?;
         self.transcript.claim(status.code() == Code::InvalidArgument, "refused: INVALID_ARGUMENT")?;
         let named = status.message().contains("secret.countersign.dev");
@@ -47,8 +48,11 @@ impl Story {
             Ok(()) => Status::ok("it was published"),
             Err(status) => status,
         };
-        self.transcript.fact("kubelet shows", &format!("MountVolume.SetUp failed: rpc error: {:?}\n{}", status.code(), status.message()))?;
-        let mounted = mounts::at(&carrier.target())?.is_some();
+        self.transcript.fact(
+            "kubelet shows",
+            &format!("MountVolume.SetUp failed: rpc error: {:?}\n{}", status.code(), status.message()),
+        )?;
+        let mounted = mount::at(&carrier.target())?.is_some();
         self.transcript.claim(!mounted, "nothing was mounted")?;
         carrier.unpublish(&self.node).await?;
         Ok(status)

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsmount, fsopen,
-    move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsmount,
+    fsopen, move_mount, unmount,
 };
 
 /// Names the namespace this process was put into: `root`, `user` or `none`.
@@ -82,7 +82,8 @@ fn unescape(text: &str) -> String {
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
         if byte == b'\\' {
-            let value = bytes.by_ref().take(3).fold(0_u32, |n, digit| n * 8 + u32::from(digit.wrapping_sub(b'0')));
+            let value =
+                bytes.by_ref().take(3).fold(0_u32, |n, digit| n * 8 + u32::from(digit.wrapping_sub(b'0')));
             out.push(u8::try_from(value).unwrap_or(b'?'));
         } else {
             out.push(byte);
@@ -122,7 +123,8 @@ pub enum Namespace {
 }
 
 /// What to tell who runs us where nothing can be mounted.
-pub const REMEDY: &str = "run as root, or where `unshare -Urm true` works, or in a container started with --privileged";
+pub const REMEDY: &str =
+    "run as root, or where `unshare -Urm true` works, or in a container started with --privileged";
 
 impl Namespace {
     /// Whether anything can be mounted.
@@ -171,12 +173,17 @@ pub fn enter() -> Result<Namespace> {
         if name == "root" && !root {
             continue;
         }
-        let tried = Command::new("unshare").arg(flags).arg(&program).env(PROBE, "1").stdin(Stdio::null()).output();
+        let tried =
+            Command::new("unshare").arg(flags).arg(&program).env(PROBE, "1").stdin(Stdio::null()).output();
         match tried {
             Ok(output) if output.status.success() => {
                 let arguments = std::env::args_os().skip(1);
-                let error =
-                    Command::new("unshare").arg(flags).arg(&program).args(arguments).env(NAMESPACE, name).exec();
+                let error = Command::new("unshare")
+                    .arg(flags)
+                    .arg(&program)
+                    .args(arguments)
+                    .env(NAMESPACE, name)
+                    .exec();
                 return Err(error).context("starting anew under unshare");
             }
             Ok(output) => {
@@ -194,7 +201,8 @@ fn try_mount() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let filesystem = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).context("fsopen")?;
     fsconfig_create(&filesystem).context("fsconfig")?;
-    let mount = fsmount(&filesystem, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).context("fsmount")?;
+    let mount =
+        fsmount(&filesystem, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).context("fsmount")?;
     move_mount(&mount, "", rustix::fs::CWD, directory.path(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .context("move_mount")?;
     unmount(directory.path(), UnmountFlags::DETACH).context("umount")?;
