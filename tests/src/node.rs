@@ -170,7 +170,7 @@ impl Node {
     fn agent_command(&self) -> Command {
         let mut command = self.confinement.command(&self.binaries.agent);
         command
-            .args(["run", "--node-name", NODE, "--trust-domain", TRUST_DOMAIN, "--audience", AUDIENCE])
+            .args(["run", "--trust-domain", TRUST_DOMAIN, "--audience", AUDIENCE])
             .args(["--issuer-address", &self.issuer_address.to_string()])
             .args(["--driver-uid", &rustix::process::geteuid().as_raw().to_string()])
             .args(["--http-listen", &self.agent_http.to_string()])

@@ -61,7 +61,7 @@ pub(super) fn socket(node: &Node) -> Result<PathBuf> {
 
 /// What the agent itself says it waited for others, in seconds: the issuer and the store.
 fn waited(metrics: &Metrics) -> f64 {
-    ["countersign_identity_seconds_sum", "countersign_store_fetch_seconds_sum"]
+    ["countersign_identity_seconds_sum", "countersign_fetch_seconds_sum"]
         .iter()
         .filter_map(|name| metrics.sum(name, &[]))
         .sum()
@@ -152,5 +152,5 @@ pub(super) async fn storm(table: &mut Table) -> Result<()> {
 }
 
 async fn calls(node: &Node) -> Result<f64> {
-    Ok(node.metrics().await?.sum("countersign_store_fetch_seconds_count", &[]).unwrap_or_default())
+    Ok(node.metrics().await?.sum("countersign_fetch_seconds_count", &[]).unwrap_or_default())
 }

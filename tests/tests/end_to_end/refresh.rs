@@ -112,11 +112,15 @@ async fn a_broken_file_changes_nothing() -> Result<()> {
 
 /// The agent's metrics show that a refresh fails.
 pub(crate) async fn failing(node: &Node) -> Result<()> {
-    let seen = async || {
-        let Ok(metrics) = node.metrics().await else { return false };
-        metrics.sum("countersign_volumes_failing", &[]).is_some_and(|failing| failing > 0.0)
-    };
+    let before = failures(node).await?;
+    let seen = async || failures(node).await.is_ok_and(|now| now > before);
     eventually(SOON, "the failing refresh shows in metrics", seen).await
+}
+
+async fn failures(node: &Node) -> Result<f64> {
+    let metrics = node.metrics().await?;
+    let sum = |labels: &[&str]| metrics.sum("countersign_turns_total", labels).unwrap_or_default();
+    Ok(sum(&[]) - sum(&["result=\"ok\""]))
 }
 
 async fn identities_are_renewed() -> Result<()> {
