@@ -153,8 +153,6 @@ impl Node {
             ])
             .arg("--jwks")
             .arg(&self.layout.jwks)
-            .arg("--root-file")
-            .arg(&self.layout.issuer_root)
             .arg("--bundle-out")
             .arg(&self.layout.bundle);
         self.logging(&mut command);

@@ -71,11 +71,6 @@ impl Times {
         let rank = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
         Time(sorted.get(rank).copied().unwrap_or_default())
     }
-
-    /// The sum of all.
-    pub(super) fn total(&self) -> Duration {
-        self.0.iter().sum()
-    }
 }
 
 impl Extend<Duration> for Times {

@@ -1,6 +1,6 @@
 //! What a publish costs, alone and in a storm.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -47,8 +47,8 @@ pub(super) fn change(node: &Node, password: &str) -> Result<()> {
     node.store.write("payments/db", &json!({"username": "app", "password": password}))
 }
 
-/// One NodePublishVolume over a connection that is open already, as kubelet's own work is not ours.
-pub(super) async fn publish_call(socket: &PathBuf, request: NodePublishVolumeRequest) -> Result<Duration> {
+/// One `NodePublishVolume` over a connection that is open already, as kubelet's own work is not ours.
+pub(super) async fn publish_call(socket: &Path, request: NodePublishVolumeRequest) -> Result<Duration> {
     let mut client = csi_node(socket).await?;
     let began = Instant::now();
     client.node_publish_volume(request).await?;

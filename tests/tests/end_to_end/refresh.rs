@@ -124,11 +124,11 @@ async fn failures(node: &Node) -> Result<f64> {
 }
 
 async fn identities_are_renewed() -> Result<()> {
-    on_node(Setup { x509_ttl: "10s", ..Setup::default() }, async |node| {
+    on_node(Setup { x509_ttl: "1m", ..Setup::default() }, async |node| {
         let mut volume = node.published(&pod(), Volume::new().x509()).await?;
         let first = read(&volume.target())?;
         let renewed = async || read(&volume.target()).is_ok_and(|files| files["tls.crt"] != first["tls.crt"]);
-        eventually(Duration::from_secs(20), "a new certificate", renewed).await?;
+        eventually(Duration::from_secs(50), "a new certificate", renewed).await?;
         let second = read(&volume.target())?;
         ensure!(second["tls.key"] != first["tls.key"], "with a new key");
         ensure!(second["ca.crt"] == first["ca.crt"], "under the same root");
