@@ -4,7 +4,7 @@
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use countersign_proto::agent::agent_client::AgentClient;
@@ -29,19 +29,21 @@ use crate::pods::Pod;
 #[derive(Debug)]
 pub struct Link {
     client: AgentClient<Channel>,
-    mailbox: PathBuf,
+    /// Kept open: what was sent and not claimed yet goes with its connection.
+    mailbox: OwnedFd,
 }
 
 impl Link {
     /// Connects to the sockets in the link directory.
     pub async fn open(directory: &Path) -> Result<Self> {
+        let mailbox = mailbox(&directory.join(MAILBOX_SOCKET))?;
         let socket = directory.join(AGENT_SOCKET);
         let connect = service_fn(move |_| {
             let socket = socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
         let channel = Endpoint::from_static("http://localhost").connect_with_connector(connect).await?;
-        Ok(Self { client: AgentClient::new(channel), mailbox: directory.join(MAILBOX_SOCKET) })
+        Ok(Self { client: AgentClient::new(channel), mailbox })
     }
 
     /// Has the agent fill a directory for a pod's volume.
@@ -90,8 +92,7 @@ impl Link {
     /// Sends a descriptor under a new key.
     fn post(&self, directory: BorrowedFd<'_>) -> Result<Vec<u8>> {
         let key: [u8; MAILBOX_KEY_BYTES] = rand::rng().random();
-        let socket = mailbox(&self.mailbox)?;
-        send(&socket, &key, directory)?;
+        send(&self.mailbox, &key, directory)?;
         Ok(key.to_vec())
     }
 }

@@ -45,6 +45,8 @@ pub struct Setup {
     pub driver_arguments: Vec<String>,
     /// More arguments of the agent.
     pub agent_arguments: Vec<String>,
+    /// Most descriptors of the agent.
+    pub agent_descriptors: Option<u32>,
     /// Life of X.509-SVIDs.
     pub x509_ttl: &'static str,
     /// What all processes log.
@@ -62,6 +64,7 @@ impl Default for Setup {
             allow: vec![Allow::new("spiffe://example.org/ns/payments/sa/*", &["payments/*"])],
             driver_arguments: Vec::new(),
             agent_arguments: Vec::new(),
+            agent_descriptors: None,
             x509_ttl: "1h",
             log_level: "info",
             capacity: "4MiB",
@@ -170,7 +173,19 @@ impl Node {
 
     /// The command that starts the agent.
     fn agent_command(&self) -> Command {
-        let mut command = self.confinement.command(&self.binaries.agent);
+        let mut command = match self.setup.agent_descriptors {
+            // The limit is passed on through setpriv.
+            Some(most) => {
+                let mut command = Command::new("prlimit");
+                let confined = self.confinement.command(&self.binaries.agent);
+                command
+                    .arg(format!("--nofile={most}:{most}"))
+                    .arg(confined.get_program())
+                    .args(confined.get_args());
+                command
+            }
+            None => self.confinement.command(&self.binaries.agent),
+        };
         command
             .args(["run", "--trust-domain", TRUST_DOMAIN, "--audience", AUDIENCE])
             .args(["--issuer-address", &self.issuer_address.to_string()])
@@ -227,7 +242,11 @@ impl Node {
             .arg(&self.layout.link)
             .args(&self.setup.driver_arguments)
             .envs(environment.iter().copied());
-        self.logging(&mut command);
+        // The driver has one level less: its calls carry tokens.
+        self.logging_at(
+            &mut command,
+            if self.setup.log_level == "trace" { "debug" } else { self.setup.log_level },
+        );
         if self.background.is_empty() {
             let kubelet = Arc::clone(&self.kubelet);
             self.background.spawn(async move { kubelet.watch_plugins().await });
@@ -243,7 +262,11 @@ impl Node {
     }
 
     fn logging(&self, command: &mut Command) {
-        command.args(["--log-format", "text", "--log-level", self.setup.log_level]);
+        self.logging_at(command, self.setup.log_level);
+    }
+
+    fn logging_at(&self, command: &mut Command, level: &str) {
+        command.args(["--log-format", "text", "--log-level", level]);
         command.env("RUST_BACKTRACE", "0").env_remove("RUST_LOG");
     }
 

@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
 
 pub use binaries::{Binaries, workspace};
@@ -157,14 +157,6 @@ impl Process {
     /// SIGCONT: it goes on.
     pub fn resume(&self) -> Result<()> {
         self.signal(Signal::CONT)
-    }
-
-    /// Lets it have no more than so many descriptors. Answers how many it was allowed before.
-    pub fn limit_descriptors(&self, most: u64) -> Result<u64> {
-        let pid = Pid::from_child(&self.child);
-        let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
-        let old = prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(most), maximum: hard })?;
-        Ok(old.current.unwrap_or(u64::MAX))
     }
 
     /// What `/proc` shows of it.

@@ -75,10 +75,10 @@ pub(crate) fn leaf(
     now: SystemTime,
     ttl: Duration,
 ) -> Result<Signed, Refusal> {
-    let not_after = moment(unix((now + ttl).min(root.not_after)));
-    if not_after < now + MIN_LIFE {
+    if root.not_after < now + MIN_LIFE {
         return Err(Refusal::RootEnds);
     }
+    let not_after = moment(unix((now + ttl).min(root.not_after)));
     let serial = serial_number();
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
