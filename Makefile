@@ -1,0 +1,28 @@
+# What people and CI call: CI calls nothing else. Each target has one line that `make help` shows.
+.DEFAULT_GOAL := help
+.PHONY: help demo test soak lint bench
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## build, and show a secret reach a pod on this machine (under 15 s when built)
+	cargo build --release --quiet --bin countersign-driver --bin countersign-agent --bin countersign-demo
+	@$(TARGET)/release/countersign-demo
+
+test: ## all tests that need no cluster
+	@tests/suite
+
+soak: ## SIGKILL driver and agent at 1,000 random moments (COUNTERSIGN_KILLS=n, COUNTERSIGN_SEED=n)
+	cargo build --workspace --bins
+	COUNTERSIGN_KILLS=$(or $(COUNTERSIGN_KILLS),1000) cargo test -p countersign-tests --test soak
+
+lint: ## formatting, clippy and rustdoc, warnings refused
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+
+bench: ## measure, and print the figures beside their targets
+	cargo build --release --quiet --bin countersign-driver --bin countersign-agent --bin countersign-bench
+	@$(TARGET)/release/countersign-bench

@@ -1,0 +1,7 @@
+//! Shows Countersign at work on one machine.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    countersign_tests::demo::main()
+}

@@ -1,0 +1,348 @@
+//! A node: issuer, agent and driver as real processes, a kubelet and a store, all beneath one directory.
+
+mod layout;
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::task::JoinSet;
+
+use crate::http::{self, Metrics};
+use crate::kubelet::{Backoff, Kubelet, PodVolume};
+use crate::mount;
+use crate::pods::{Pod, Volume};
+use crate::processes::{Binaries, Confinement, Descriptor, Process, privileged, tail};
+use crate::reader;
+use crate::store::SopsStore;
+use crate::tokens::{AGENT_SERVICE_ACCOUNT, AUDIENCE, Cluster, TOKEN_ISSUER};
+
+pub use layout::{Allow, Layout};
+
+/// Name of the node in every run.
+pub const NODE: &str = "node-1";
+/// The trust domain in every run.
+pub const TRUST_DOMAIN: &str = "example.org";
+/// The driver's name.
+pub const DRIVER: &str = "csi.countersign.dev";
+/// How long a process may take to start, on a busy machine.
+pub const START: Duration = Duration::from_secs(30);
+/// How long anything that is to happen soon may take, on a busy machine.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// How a node is set up.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Who may read what in the store `sops`.
+    pub allow: Vec<Allow>,
+    /// More arguments of the driver.
+    pub driver_arguments: Vec<String>,
+    /// More arguments of the agent.
+    pub agent_arguments: Vec<String>,
+    /// Life of X.509-SVIDs.
+    pub x509_ttl: &'static str,
+    /// What all processes log.
+    pub log_level: &'static str,
+    /// Most bytes of a volume.
+    pub capacity: &'static str,
+    /// Kubelet's patience.
+    pub backoff: Backoff,
+}
+
+impl Default for Setup {
+    /// Every service account may read its namespace's secrets.
+    fn default() -> Self {
+        Self {
+            allow: vec![Allow::new("spiffe://example.org/ns/payments/sa/*", &["payments/*"])],
+            driver_arguments: Vec::new(),
+            agent_arguments: Vec::new(),
+            x509_ttl: "1h",
+            log_level: "info",
+            capacity: "4MiB",
+            backoff: Backoff { first: Duration::from_millis(50), most: Duration::from_secs(1) },
+        }
+    }
+}
+
+/// A node and its processes. All end when it is dropped.
+#[derive(Debug)]
+pub struct Node {
+    // Processes come first, for they are dropped first.
+    /// The driver, while it runs.
+    pub driver: Option<Process>,
+    /// The agent, while it runs.
+    pub agent: Option<Process>,
+    /// The issuer, while it runs.
+    pub issuer: Option<Process>,
+    /// The store named `sops`.
+    pub store: SopsStore,
+    /// Kubelet.
+    pub kubelet: Arc<Kubelet>,
+    /// Where everything lies.
+    pub layout: Layout,
+    /// Where the agent serves `/metrics`.
+    pub agent_http: SocketAddr,
+    /// Where the issuer serves its documents in the clear.
+    pub issuer_http: SocketAddr,
+    issuer_address: SocketAddr,
+    binaries: Binaries,
+    confinement: Confinement,
+    setup: Setup,
+    background: JoinSet<()>,
+}
+
+impl Node {
+    /// A node whose processes don't run yet.
+    pub fn new(setup: Setup) -> Result<Self> {
+        let binaries = Binaries::find()?;
+        let confinement = Confinement::find()?;
+        let layout = Layout::new(confinement.uid())?;
+        let cluster = Arc::new(Cluster::new()?);
+        layout.write_identity_files(&cluster.jwks(), &cluster.agent_token(NODE)?)?;
+        let store = SopsStore::new(&binaries.agent, &layout.store, &layout.age_key)?;
+        layout.write_config(&setup.allow)?;
+        let kubelet = Kubelet::new(&layout.kubelet_root, NODE, cluster)?.with_backoff(setup.backoff);
+        Ok(Self {
+            driver: None,
+            agent: None,
+            issuer: None,
+            store,
+            kubelet: Arc::new(kubelet),
+            layout,
+            agent_http: free_address()?,
+            issuer_http: free_address()?,
+            issuer_address: free_address()?,
+            binaries,
+            confinement,
+            setup,
+            background: JoinSet::new(),
+        })
+    }
+
+    /// A node with all three processes running and the driver registered.
+    pub async fn start(setup: Setup) -> Result<Self> {
+        let mut node = Self::new(setup)?;
+        node.start_issuer().await?;
+        node.start_agent().await?;
+        node.start_driver().await?;
+        Ok(node)
+    }
+
+    /// How the agent and the issuer are kept from having rights.
+    pub fn confinement(&self) -> Confinement {
+        self.confinement
+    }
+
+    /// Starts the issuer and waits until it serves.
+    pub async fn start_issuer(&mut self) -> Result<()> {
+        let mut command = self.confinement.command(&self.binaries.agent);
+        let (namespace, account) = AGENT_SERVICE_ACCOUNT;
+        command
+            .args(["issuer", "--trust-domain", TRUST_DOMAIN, "--reviewer", "jwks"])
+            .args(["--token-issuer", TOKEN_ISSUER, "--audience", AUDIENCE])
+            .args(["--agent-service-account", &format!("{namespace}/{account}")])
+            .args(["--x509-ttl", self.setup.x509_ttl, "--jwt-ttl", "5m"])
+            .args(["--oidc-issuer", "https://issuer.example.org"])
+            .args([
+                "--listen",
+                &self.issuer_address.to_string(),
+                "--http-listen",
+                &self.issuer_http.to_string(),
+            ])
+            .arg("--jwks")
+            .arg(&self.layout.jwks)
+            .arg("--bundle-out")
+            .arg(&self.layout.bundle);
+        self.logging(&mut command);
+        let mut issuer = Process::start("issuer", command, &self.layout.log("issuer"))?;
+        let (http, bundle) = (self.issuer_http, self.layout.bundle.clone());
+        let ready = async || bundle.exists() && answers(http, "/healthz").await;
+        issuer.wait_until(START, "serving", ready).await?;
+        self.issuer = Some(issuer);
+        Ok(())
+    }
+
+    /// The command that starts the agent.
+    fn agent_command(&self) -> Command {
+        let mut command = self.confinement.command(&self.binaries.agent);
+        command
+            .args(["run", "--trust-domain", TRUST_DOMAIN, "--audience", AUDIENCE])
+            .args(["--issuer-address", &self.issuer_address.to_string()])
+            .args(["--driver-uid", &rustix::process::geteuid().as_raw().to_string()])
+            .args(["--http-listen", &self.agent_http.to_string()])
+            .arg("--link-dir")
+            .arg(&self.layout.link)
+            .arg("--config")
+            .arg(&self.layout.config)
+            .arg("--issuer-bundle")
+            .arg(&self.layout.bundle)
+            .arg("--agent-token")
+            .arg(&self.layout.agent_token)
+            .args(&self.setup.agent_arguments);
+        self.logging(&mut command);
+        command
+    }
+
+    /// Starts the agent and waits until it serves.
+    pub async fn start_agent(&mut self) -> Result<()> {
+        self.start_agent_with(&[]).await
+    }
+
+    /// The same with variables in its environment.
+    pub async fn start_agent_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
+        let mut command = self.agent_command();
+        command.envs(environment.iter().copied());
+        let mut agent = Process::start("agent", command, &self.layout.log("agent"))?;
+        let http = self.agent_http;
+        agent.wait_until(START, "serving", async || answers(http, "/healthz").await).await?;
+        self.agent = Some(agent);
+        Ok(())
+    }
+
+    /// Starts the driver and waits until kubelet has registered it.
+    pub async fn start_driver(&mut self) -> Result<()> {
+        self.start_driver_with(&[]).await
+    }
+
+    /// The same with variables in its environment, such as those that make it die at a point.
+    pub async fn start_driver_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
+        let mut command = privileged(&self.binaries.driver);
+        command
+            .args(["--node-id", NODE, "--driver-name", DRIVER])
+            .args(["--agent-uid", &self.confinement.uid().to_string()])
+            .args(["--volume-capacity", self.setup.capacity])
+            .arg("--kubelet-root")
+            .arg(&self.layout.kubelet_root)
+            .arg("--csi-socket")
+            .arg(self.layout.csi_socket()?)
+            .arg("--registration-dir")
+            .arg(self.kubelet.registry())
+            .arg("--link-dir")
+            .arg(&self.layout.link)
+            .args(&self.setup.driver_arguments)
+            .envs(environment.iter().copied());
+        self.logging(&mut command);
+        if self.background.is_empty() {
+            let kubelet = Arc::clone(&self.kubelet);
+            self.background.spawn(async move { kubelet.watch_plugins().await });
+        }
+        let before = self.kubelet.plugin();
+        let mut driver = Process::start("driver", command, &self.layout.log("driver"))?;
+        let kubelet = Arc::clone(&self.kubelet);
+        // A driver that was killed left its socket, and with it its registration: wait for the next one.
+        let registered = async || kubelet.plugin().is_some_and(|plugin| Some(&plugin) != before.as_ref());
+        driver.wait_until(START, "registered", registered).await?;
+        self.driver = Some(driver);
+        Ok(())
+    }
+
+    fn logging(&self, command: &mut Command) {
+        command.args(["--log-format", "text", "--log-level", self.setup.log_level]);
+        command.env("RUST_BACKTRACE", "0").env_remove("RUST_LOG");
+    }
+
+    /// SIGKILL to the driver.
+    pub fn kill_driver(&mut self) -> Result<()> {
+        self.driver.take().context("the driver does not run")?.kill()
+    }
+
+    /// SIGKILL to the agent.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        self.agent.take().context("the agent does not run")?.kill()
+    }
+
+    /// A pod's volume, not published yet.
+    pub fn volume(&self, pod: &Pod, volume: Volume) -> PodVolume {
+        self.kubelet.volume(pod, volume)
+    }
+
+    /// A pod's volume, published.
+    pub async fn published(&self, pod: &Pod, volume: Volume) -> Result<PodVolume> {
+        let mut volume = self.volume(pod, volume);
+        volume.publish(SOON).await?;
+        Ok(volume)
+    }
+
+    /// What the agent's `/metrics` shows.
+    pub async fn metrics(&self) -> Result<Metrics> {
+        Metrics::scrape(self.agent_http).await
+    }
+
+    /// Number of volumes the agent holds.
+    pub async fn volumes_held(&self) -> Result<f64> {
+        self.metrics().await?.sum("countersign_volumes", &[]).context("no metric countersign_volumes")
+    }
+
+    /// Waits until a file of a volume has this content.
+    pub async fn arrives(&self, volume: &PodVolume, name: &str, content: &str) -> Result<()> {
+        let target = volume.target();
+        let seen = || reader::read_file(&target, name).unwrap_or_else(|error| format!("{error:#}"));
+        eventually(SOON, &format!("{name} has its new content"), async || seen() == content)
+            .await
+            .with_context(seen)
+    }
+
+    /// Nothing of any pod is left: no mount, no directory, no volume in the agent.
+    pub async fn is_clean(&self) -> Result<()> {
+        let mounts = mount::beneath(&self.layout.kubelet_root)?;
+        ensure!(
+            mounts.is_empty(),
+            "mounts are left: {}",
+            mounts.iter().map(ToString::to_string).collect::<String>()
+        );
+        let remains = self.kubelet.remains()?;
+        ensure!(remains.is_empty(), "directories are left: {remains:?}");
+        if self.agent.is_some() && self.driver.is_some() {
+            eventually(SOON, "the agent forgets all volumes", async || {
+                self.volumes_held().await.is_ok_and(|n| n == 0.0)
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// The descriptors of driver and agent, for the search after leaks.
+    pub fn descriptors(&self) -> Result<[Vec<Descriptor>; 2]> {
+        let of =
+            |process: &Option<Process>| process.as_ref().map_or(Ok(Vec::new()), |p| Descriptor::all(p.pid()));
+        Ok([of(&self.driver)?, of(&self.agent)?])
+    }
+
+    /// The ends of all logs.
+    pub fn said(&self) -> String {
+        let names = ["issuer", "agent", "driver"];
+        let said = names.iter().map(|name| format!("--- {name}\n{}", tail(&self.layout.log(name), 25)));
+        said.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Runs `body` on a node, sees that nothing is left, and shows the logs when something went wrong.
+pub async fn on_node(setup: Setup, body: impl AsyncFnOnce(&mut Node) -> Result<()>) -> Result<()> {
+    let mut node = Node::start(setup).await?;
+    let outcome = async {
+        body(&mut node).await?;
+        node.is_clean().await.context("after the test")
+    };
+    outcome.await.map_err(|error| anyhow::anyhow!("{error:#}\n{}", node.said()))
+}
+
+/// Waits until `holds` answers true.
+pub async fn eventually(within: Duration, what: &str, holds: impl AsyncFn() -> bool) -> Result<()> {
+    let end = tokio::time::Instant::now() + within;
+    while !holds().await {
+        ensure!(tokio::time::Instant::now() < end, "not within {within:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+async fn answers(address: SocketAddr, path: &str) -> bool {
+    http::get(address, path).await.is_ok_and(|(status, _)| status == 200)
+}
+
+/// An address nobody listened on a moment ago.
+fn free_address() -> Result<SocketAddr> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
