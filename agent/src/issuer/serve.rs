@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
+use crate::identity::svid::unix;
 use crate::issuer::Error;
 use crate::issuer::admit::Gate;
 use crate::issuer::bundle;
@@ -110,11 +111,12 @@ impl Bound {
 
     /// Serves until `shutdown`; calls under way get five seconds to end.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let now = self.config.clock.wall();
         tracing::info!(
             trust_domain = %self.config.trust_domain,
             address = ?self.address(),
             http_address = ?self.http_address(),
-            roots = self.keys.roots().len(),
+            root_ends_at = self.keys.signing(now).map(|generation| unix(generation.root.not_after)),
             "the issuer is serving"
         );
         let tasks = TaskTracker::new();
