@@ -3,6 +3,7 @@
 mod layout;
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,9 @@ pub const DRIVER: &str = "csi.countersign.dev";
 pub const START: Duration = Duration::from_secs(30);
 /// How long anything that is to happen soon may take, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(30);
+
+/// How often a volume is republished where that is waited for; kubelet takes 60 to 90 s.
+const REPUBLISH: Range<Duration> = Duration::from_millis(100)..Duration::from_millis(200);
 
 /// How a node is set up.
 #[derive(Debug, Clone)]
@@ -282,6 +286,22 @@ impl Node {
         eventually(SOON, &format!("{name} has its new content"), async || seen() == content)
             .await
             .with_context(seen)
+    }
+
+    /// The same while kubelet republishes, faster than it does: what brings a volume back to a new agent.
+    pub async fn arrives_by_republish(
+        &self,
+        volume: &mut PodVolume,
+        name: &str,
+        content: &str,
+    ) -> Result<()> {
+        let target = volume.target();
+        let seen = || reader::read_file(&target, name).unwrap_or_else(|error| format!("{error:#}"));
+        let arrives = eventually(SOON, "the new content arrives", async || seen() == content);
+        tokio::select! {
+            arrived = arrives => arrived.with_context(seen),
+            () = volume.republish_every(REPUBLISH) => Ok(()),
+        }
     }
 
     /// Nothing of any pod is left: no mount, no directory, no volume in the agent.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use countersign_proto::agent::Token;
@@ -13,7 +14,7 @@ use tonic::Status;
 
 use crate::kubelet::{PodVolume, volume_id};
 use crate::link::Link;
-use crate::node::{NODE, Node, SOON};
+use crate::node::{NODE, Node, SOON, eventually};
 use crate::pods::{Pod, Volume};
 use crate::scratch::give_to;
 use crate::tokens::AUDIENCE;
@@ -63,18 +64,30 @@ impl Carrier {
         }
     }
 
+    /// Kubelet's republish, again and again, faster than it does, until the agent holds the volume.
+    pub(super) async fn republish_until_held(&mut self, node: &Node) -> Result<()> {
+        match self {
+            Self::Driver(volume) => {
+                let held = eventually(SOON, "the agent holds the volume", async || {
+                    node.volumes_held().await.is_ok_and(|held| held > 0.0)
+                });
+                tokio::select! {
+                    held = held => held,
+                    () = volume.republish_every(Duration::from_millis(100)..Duration::from_millis(150)) => Ok(()),
+                }
+            }
+            Self::Hand(handed) => {
+                handed.held = false;
+                Ok(handed.publish(node).await?)
+            }
+        }
+    }
+
     /// Where its files are.
     pub(super) fn target(&self) -> PathBuf {
         match self {
             Self::Driver(volume) => volume.target(),
             Self::Hand(handed) => handed.directory.path().to_owned(),
-        }
-    }
-
-    /// The agent forgot everything: the next publish hands the directory over again, as the driver would.
-    pub(super) fn agent_lost(&mut self) {
-        if let Self::Hand(handed) = self {
-            handed.held = false;
         }
     }
 

@@ -32,8 +32,11 @@ pub struct Plugin {
     /// What it calls this node.
     pub node_id: String,
     /// The socket it registered with, which tells one registration from the next.
-    socket: (PathBuf, u64),
+    socket: (PathBuf, Birth),
 }
+
+/// Tells a socket from an earlier one at the same path: numbers of inodes are used again.
+type Birth = (u64, i64, i64);
 
 impl Kubelet {
     /// Watches the registry for as long as it is polled, and registers and deregisters plugins as their sockets
@@ -42,17 +45,17 @@ impl Kubelet {
         let mut seen = BTreeMap::new();
         loop {
             let now = sockets(&self.registry());
-            seen.retain(|socket, inode| now.get(socket) == Some(inode));
+            seen.retain(|socket, birth| now.get(socket) == Some(birth));
             if self.plugin().is_some_and(|plugin| now.get(&plugin.socket.0) != Some(&plugin.socket.1)) {
                 self.plugin.send_replace(None);
             }
-            for (socket, inode) in now {
+            for (socket, birth) in now {
                 // A failure is tried again with the next look: kubelet waits longer, to no other effect.
                 if !seen.contains_key(&socket)
-                    && let Ok(plugin) = self.register(&socket, inode).await
+                    && let Ok(plugin) = self.register(&socket, birth).await
                 {
                     self.plugin.send_replace(Some(plugin));
-                    seen.insert(socket, inode);
+                    seen.insert(socket, birth);
                 }
             }
             sleep(LOOK).await;
@@ -73,7 +76,7 @@ impl Kubelet {
     }
 
     /// One registration, as kubelet does it: who are you, what do you call this node, you are registered.
-    async fn register(&self, socket: &Path, inode: u64) -> Result<Plugin> {
+    async fn register(&self, socket: &Path, birth: Birth) -> Result<Plugin> {
         let authority = plugin_manager_authority(socket);
         let channel = dial(socket, &authority, NOTIFY).await?;
         let mut client = RegistrationClient::new(channel);
@@ -90,7 +93,7 @@ impl Kubelet {
             if node.node_id.is_empty() {
                 bail!("the driver names no node");
             }
-            let socket = (socket.to_owned(), inode);
+            let socket = (socket.to_owned(), birth);
             Ok(Plugin { name: info.name.clone(), endpoint, node_id: node.node_id, socket })
         }
         .await;
@@ -103,12 +106,15 @@ impl Kubelet {
     }
 }
 
-/// Sockets in the registry that kubelet would dial, with their inodes.
-fn sockets(registry: &Path) -> BTreeMap<PathBuf, u64> {
+/// Sockets in the registry that kubelet would dial.
+fn sockets(registry: &Path) -> BTreeMap<PathBuf, Birth> {
     let entries = fs::read_dir(registry).into_iter().flatten().flatten();
     let candidates = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
     candidates
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket()))
-        .filter_map(|entry| Some((entry.path(), entry.metadata().ok()?.ino())))
+        .filter_map(|entry| {
+            let metadata = entry.metadata().ok()?;
+            Some((entry.path(), (metadata.ino(), metadata.ctime(), metadata.ctime_nsec())))
+        })
         .collect()
 }

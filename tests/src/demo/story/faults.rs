@@ -30,7 +30,8 @@ impl Story {
         self.transcript.step(
             "The agent is killed (SIGKILL) and started again",
             "Its memory is gone, and with it every identity and secret; the files stay, for they are the kernel's. \
-             Kubelet's next republish (every 60 to 90 s) brings the pod's token again, and the driver a descriptor.",
+             Kubelet's next republish (every 60 to 90 s; here at once) brings the pod's token again, and the driver a \
+             descriptor.",
         )?;
         let before = read(&carrier.target())?;
         self.node.kill_agent()?;
@@ -38,8 +39,7 @@ impl Story {
         self.node.start_agent().await?;
         self.transcript
             .claim(read(&carrier.target())? == before, "the files stay when a new agent starts")?;
-        carrier.agent_lost();
-        carrier.publish(&self.node).await.context("republish")?;
+        carrier.republish_until_held(&self.node).await.context("republish")?;
         self.rotate(carrier, "fifth-password").await?;
         self.transcript.done()
     }
