@@ -37,6 +37,8 @@ struct Stamp {
     changed: (i64, i64),
 }
 
+type Parse<T> = Box<dyn Fn(&[u8]) -> Result<T, String> + Send + Sync>;
+
 struct Seen<T> {
     stamp: Stamp,
     at: Instant,
@@ -49,7 +51,7 @@ pub(crate) struct Reread<T> {
     what: &'static str,
     path: PathBuf,
     clock: Clock,
-    parse: Box<dyn Fn(&[u8]) -> Result<T, String> + Send + Sync>,
+    parse: Parse<T>,
     seen: Mutex<Option<Seen<T>>>,
 }
 
