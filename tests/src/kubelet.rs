@@ -25,7 +25,7 @@ use crate::pods::{Pod, Volume, hex};
 use crate::tokens::{AUDIENCE, Cluster};
 
 pub use registration::Plugin;
-pub use socket::csi_node;
+pub use socket::{csi_identity, csi_node};
 pub use volume::{PodVolume, State, Trouble};
 
 /// Where kubelet puts the tokens of `tokenRequests`.

@@ -1,6 +1,7 @@
 //! The test kit: a kubelet stand-in, a cluster's tokens, the real binaries as processes, and what the demo, the
 //! tests and the benchmarks share.
 
+pub mod bench;
 pub mod demo;
 pub mod harness;
 pub mod http;

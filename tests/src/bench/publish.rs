@@ -1,0 +1,91 @@
+//! What a publish takes beyond the answers of store and identity.
+//!
+//! The store's answer is in the node cache: another pod of the same account holds it. The identity's answer can't
+//! be: every pod has its own. The agent's own clock around each request for an SVID is read before and after each
+//! publish, and taken off. No two publishes overlap, so what is taken off belongs to the publish it is taken off.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::Effort;
+use super::bare;
+use super::load::{Load, NEVER, end, prepared};
+use super::report::{Quantity, Row};
+use super::times::Times;
+use crate::reader;
+
+/// Publishes before the first that counts.
+const WARM_UP: usize = 20;
+
+pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
+    let mut load = Load::start(Some(NEVER)).await?;
+    // Holds the secrets in the cache.
+    load.grow_to(1).await?;
+    let files = reader::read(&load.volumes.first().context("a volume")?.target())?;
+    let floor_target = load.node.layout.scratch.directory("bare", 0o755)?;
+    let calls = load.calls()?;
+
+    let (mut whole, mut identity, mut overhead) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut floor, mut probe) = (Vec::new(), Vec::new());
+    let mut before = Answers::until_now(&load).await?;
+    for round in 0..WARM_UP + effort.of(1000, 200) {
+        let bare = bare::mount(&floor_target, &files)?;
+        let probed = calls.probe().await?;
+        // Of the same account as the first.
+        let mut volume = load.pod(1);
+        let took = calls.publish(prepared(&load, &volume)?).await.context("publish")?;
+        let after = Answers::until_now(&load).await?;
+        ensure!(after.reads == before.reads, "a secret was read that was to be in the cache");
+        let answer = after.identity.saturating_sub(before.identity);
+        before = after;
+        if round == 0 {
+            ensure!(reader::read(&volume.target())?.len() == files.len(), "the volume has all its files");
+        }
+        end(&mut volume).await?;
+        if round >= WARM_UP {
+            whole.push(took);
+            identity.push(answer);
+            overhead.push(took.saturating_sub(answer));
+            floor.push(bare);
+            probe.push(probed);
+        }
+    }
+    fs::remove_dir(floor_target)?;
+    load.end().await?;
+
+    let of = |samples| Times::of(samples);
+    let (whole, identity, overhead) = (of(whole)?, of(identity)?, of(overhead)?);
+    let (floor, probe) = (of(floor)?, of(probe)?);
+    let mut rows = Vec::new();
+    for (percent, target) in [(50, Duration::from_millis(1)), (99, Duration::from_millis(3))] {
+        let at = |times: &Times| Quantity::Time(times.percentile(percent));
+        let parts = format!(
+            "of {} in all, {} the identity's; a Probe takes {}; {} publishes",
+            at(&whole),
+            at(&identity),
+            at(&probe),
+            whole.count()
+        );
+        let row =
+            Row::new(format!("publish overhead, p{percent}"), at(&overhead)).target(Quantity::Time(target));
+        rows.push(row.floor(at(&floor), "bare mount").remark(parts));
+    }
+    Ok(rows)
+}
+
+/// Time the agent has waited for identities, and how often it asked a store.
+struct Answers {
+    identity: Duration,
+    reads: u64,
+}
+
+impl Answers {
+    async fn until_now(load: &Load) -> Result<Self> {
+        let metrics = load.node.metrics().await?;
+        let identity = metrics.sum("countersign_identity_seconds_sum", &[]).context("time of identities")?;
+        let reads = load.counter("countersign_fetch_total").await?;
+        Ok(Self { identity: Duration::from_secs_f64(identity), reads })
+    }
+}

@@ -1,0 +1,7 @@
+//! Measures Countersign on one machine.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    countersign_tests::bench::main()
+}
