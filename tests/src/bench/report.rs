@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn quantities_read_well() {
         let time = |micros| Quantity::Time(Duration::from_micros(micros)).to_string();
-        assert_eq!([time(87), time(1500), time(2_345_000)], ["87 µs", "1.50 ms", "2.35 s"]);
+        assert_eq!([time(87), time(1500), time(2_346_000)], ["87 µs", "1.50 ms", "2.35 s"]);
         assert_eq!(Quantity::Bytes(6 << 20).to_string(), "6.00 MiB");
     }
 
