@@ -1,3 +1,71 @@
-//! Starts the agent or the issuer.
+//! Starts the agent, the issuer, or a tool beside them.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use countersign_agent::config::RunArgs;
+use countersign_agent::issuer::config::Args as IssuerArgs;
+use countersign_agent::log::{self, LogArgs};
+use countersign_agent::store::sops::command::Args as SopsArgs;
+use countersign_agent::{hardening, issuer, run, signals};
+
+/// Countersign's agent: the identities and secrets of this node's pods, as files in memory
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Serve the driver of this node: fetch secrets as each pod itself and keep its files up to date
+    Run(Box<RunArgs>),
+    /// Vouch for pods: review their tokens, sign their SVIDs, publish the trust bundle
+    Issuer {
+        #[command(flatten)]
+        args: Box<IssuerArgs>,
+        #[command(flatten)]
+        log: LogArgs,
+    },
+    /// Make keys and files for a `sops` store
+    Sops(SopsArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match start(cli.role) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not a log line: the process may have failed before it could log.
+            #[expect(clippy::print_stderr, reason = "the last word of a process that could not start")]
+            {
+                eprintln!("countersign-agent: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(role: Role) -> anyhow::Result<()> {
+    hardening::shed()?;
+    let log = match &role {
+        Role::Run(args) => Some(&args.log),
+        Role::Issuer { log, .. } => Some(log),
+        Role::Sops(_) => None,
+    };
+    if let Some(log) = log {
+        log::start(log)?;
+    }
+    // Two threads: the work is waiting, and each thread costs memory on every node.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        match role {
+            Role::Run(args) => signals::until_asked_to_end(|shutdown| run::run(*args, shutdown)).await,
+            Role::Issuer { args, .. } => {
+                signals::until_asked_to_end(async |shutdown| Ok(issuer::run(*args, shutdown).await?)).await
+            }
+            Role::Sops(args) => Ok(countersign_agent::store::sops::command::run(args)?),
+        }
+    })
+}

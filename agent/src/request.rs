@@ -1,9 +1,20 @@
 //! What a pod asks for, parsed once: after [`Request::parse`] nobody looks at a string again.
 
-use std::collections::BTreeMap;
+mod duration;
+mod key;
+mod mode;
+mod parse;
+mod path;
+mod reference;
+mod suggest;
+mod template;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+pub(crate) use template::FILTERS;
 
 /// How often plain secrets are looked at again unless the pod says otherwise.
 pub const DEFAULT_REFRESH: Duration = Duration::from_secs(60);
@@ -50,14 +61,16 @@ pub enum Content {
     },
 }
 
-/// A template's source, already known to parse.
+/// A template's source, already known to parse and to use nothing that is not there.
 #[derive(Debug)]
 pub struct Template {
     /// The text. Written by the pod's author; no secret.
     pub source: String,
-    /// The references that could be read off it when it was parsed; a branch that depends on a secret's value may
-    /// ask for more when it is rendered.
+    /// The references that every rendering asks for, each source once; a branch that depends on a secret's value
+    /// may ask for more when it is rendered.
     pub references: Vec<Reference>,
+    /// Every reference of every branch, by the text that stands in `secret("…")`.
+    pub(crate) calls: BTreeMap<String, Reference>,
 }
 
 /// A path of one to n components, each at most 255 bytes, none of them `.`, `..` or beginning with `..`.
@@ -140,10 +153,12 @@ impl fmt::Display for Field {
     }
 }
 
+/// Without options, for messages; the alternate form (`{:#}`) has them, and either parses back.
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.source)?;
-        self.field.iter().try_for_each(|field| field.fmt(f))
+        self.field.iter().try_for_each(|field| field.fmt(f))?;
+        if f.alternate() { reference::write_options(self, f) } else { Ok(()) }
     }
 }
 
@@ -154,4 +169,61 @@ pub enum Encoding {
     Plain,
     /// The store's text is base64 (standard alphabet) of what the file is to hold.
     Base64,
+}
+
+/// The configured stores, for telling a store from a slip of the pen.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoreNames(BTreeSet<Arc<str>>);
+
+impl StoreNames {
+    /// The configured name, shared; none: no such store.
+    pub(crate) fn find(&self, name: &str) -> Option<&Arc<str>> {
+        self.0.get(name)
+    }
+
+    /// The names in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(AsRef::as_ref)
+    }
+}
+
+impl<T: Into<Arc<str>>> FromIterator<T> for StoreNames {
+    fn from_iter<I: IntoIterator<Item = T>>(names: I) -> Self {
+        Self(names.into_iter().map(Into::into).collect())
+    }
+}
+
+impl Request {
+    /// The references that every turn needs, in order of their files; those inside templates' branches are asked
+    /// for when the branch is taken.
+    pub fn references(&self) -> impl Iterator<Item = &Reference> {
+        self.files.iter().flat_map(|file| match &file.content {
+            Content::Secret(reference) => std::slice::from_ref(reference),
+            Content::Template(template) => template.references.as_slice(),
+            Content::X509Chain | Content::X509Key | Content::X509Bundle | Content::Jwt { .. } => &[],
+        })
+    }
+
+    /// The audiences of the JWT-SVIDs asked for.
+    pub fn audiences(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().filter_map(|file| match &file.content {
+            Content::Jwt { audience } => Some(audience.as_str()),
+            Content::Secret(_)
+            | Content::Template(_)
+            | Content::X509Chain
+            | Content::X509Key
+            | Content::X509Bundle => None,
+        })
+    }
+}
+
+/// What is wrong with a part of a request and what to write instead, before the key is known that it stands under.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Problem(String);
+
+impl Problem {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
 }

@@ -7,11 +7,11 @@ mod socket;
 mod tests;
 mod volume;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use crate::pods::{Pod, Volume, hex};
 use crate::tokens::{AUDIENCE, Cluster};
+use crate::wall;
 
 pub use registration::Plugin;
 pub use socket::{csi_identity, csi_node};
@@ -41,6 +42,14 @@ pub struct Kubelet {
     cluster: Arc<Cluster>,
     plugin: watch::Sender<Option<Plugin>>,
     backoff: Backoff,
+    tokens: Mutex<HashMap<String, CachedToken>>,
+}
+
+/// A token kubelet keeps for a pod.
+#[derive(Debug, Clone)]
+struct CachedToken {
+    token: String,
+    renew_at: i64,
 }
 
 /// How long kubelet waits between two tries.
@@ -71,6 +80,7 @@ impl Kubelet {
             cluster,
             plugin: watch::Sender::new(None),
             backoff: Backoff::default(),
+            tokens: Mutex::default(),
         })
     }
 
@@ -111,11 +121,28 @@ impl Kubelet {
             .join("mount")
     }
 
-    /// The request kubelet would send, with a new token.
-    pub fn publish_request(&self, pod: &Pod, volume: &Volume) -> Result<NodePublishVolumeRequest> {
+    /// The pod's token: the same for every volume and try, until 80 % of its life are over.
+    fn token(&self, pod: &Pod) -> Result<String> {
+        let now = wall::unix();
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cached) = tokens.get(&pod.uid).filter(|cached| cached.renew_at > now) {
+            return Ok(cached.token.clone());
+        }
         let token = self.cluster.token(pod, &self.node, AUDIENCE, TOKEN_SECONDS)?;
-        let mut volume_context: std::collections::HashMap<_, _> =
-            volume.attributes.clone().into_iter().collect();
+        let renew_at = now + TOKEN_SECONDS * 4 / 5;
+        tokens.insert(pod.uid.clone(), CachedToken { token: token.clone(), renew_at });
+        Ok(token)
+    }
+
+    /// The next request brings a new token, as when kubelet has been restarted.
+    pub fn forget_tokens(&self) {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// The request kubelet would send.
+    pub fn publish_request(&self, pod: &Pod, volume: &Volume) -> Result<NodePublishVolumeRequest> {
+        let token = self.token(pod)?;
+        let mut volume_context: HashMap<_, _> = volume.attributes.clone().into_iter().collect();
         volume_context.extend([
             ("csi.storage.k8s.io/pod.name".to_owned(), pod.name.clone()),
             ("csi.storage.k8s.io/pod.namespace".to_owned(), pod.namespace.clone()),

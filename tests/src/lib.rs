@@ -16,3 +16,4 @@ pub mod reader;
 pub mod scratch;
 pub mod store;
 pub mod tokens;
+mod wall;

@@ -153,8 +153,6 @@ impl Node {
             ])
             .arg("--jwks")
             .arg(&self.layout.jwks)
-            .arg("--root-file")
-            .arg(&self.layout.issuer_root)
             .arg("--bundle-out")
             .arg(&self.layout.bundle);
         self.logging(&mut command);
@@ -170,7 +168,7 @@ impl Node {
     fn agent_command(&self) -> Command {
         let mut command = self.confinement.command(&self.binaries.agent);
         command
-            .args(["run", "--node-name", NODE, "--trust-domain", TRUST_DOMAIN, "--audience", AUDIENCE])
+            .args(["run", "--trust-domain", TRUST_DOMAIN, "--audience", AUDIENCE])
             .args(["--issuer-address", &self.issuer_address.to_string()])
             .args(["--driver-uid", &rustix::process::geteuid().as_raw().to_string()])
             .args(["--http-listen", &self.agent_http.to_string()])

@@ -1,9 +1,10 @@
 //! A store of SOPS files, written by the agent's own writer.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -15,34 +16,20 @@ use crate::scratch::replace_file;
 pub struct SopsStore {
     agent: PathBuf,
     directory: PathBuf,
-    key: PathBuf,
     recipient: String,
 }
 
 impl SopsStore {
     /// Makes an age key at `key` and takes `directory` for the files.
     pub fn new(agent: &Path, directory: &Path, key: &Path) -> Result<Self> {
-        let output =
-            Command::new(agent).args(["sops", "keygen"]).output().context("countersign-agent sops keygen")?;
-        ensure!(output.status.success(), "sops keygen: {}", String::from_utf8_lossy(&output.stderr));
-        let text = String::from_utf8(output.stdout)?;
-        let recipient = text
-            .split_whitespace()
-            .find(|word| word.starts_with("age1"))
-            .context("a key file names its recipient")?
-            .to_owned();
-        replace_file(key, text.as_bytes(), 0o600)?;
-        Ok(Self { agent: agent.to_owned(), directory: directory.to_owned(), key: key.to_owned(), recipient })
+        let recipient = sops(agent, &["keygen".as_ref(), "--output".as_ref(), key.as_os_str()])?;
+        let recipient = String::from_utf8(recipient)?.trim().to_owned();
+        Ok(Self { agent: agent.to_owned(), directory: directory.to_owned(), recipient })
     }
 
     /// Where the files are.
     pub fn directory(&self) -> &Path {
         &self.directory
-    }
-
-    /// The age key's file.
-    pub fn key(&self) -> &Path {
-        &self.key
     }
 
     /// The file of a secret.
@@ -59,22 +46,23 @@ impl SopsStore {
 
     /// The bytes of an encrypted file.
     pub fn encrypt(&self, document: &Value) -> Result<Vec<u8>> {
-        let mut child = Command::new(&self.agent)
-            .args(["sops", "encrypt", "--format", "yaml", "--age", &self.recipient])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("countersign-agent sops encrypt")?;
+        let mut plain = tempfile::Builder::new().suffix(".yaml").tempfile()?;
         // JSON is YAML.
-        child.stdin.take().context("a pipe")?.write_all(document.to_string().as_bytes())?;
-        let output = child.wait_with_output()?;
-        ensure!(output.status.success(), "sops encrypt: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(output.stdout)
+        plain.write_all(document.to_string().as_bytes())?;
+        let file = plain.path().as_os_str();
+        sops(&self.agent, &["encrypt".as_ref(), "--age".as_ref(), self.recipient.as_ref(), file])
     }
 
     /// Removes a secret.
     pub fn remove(&self, path: &str) -> Result<()> {
         fs::remove_file(self.file(path)).with_context(|| path.to_owned())
     }
+}
+
+/// What `countersign-agent sops …` writes.
+fn sops(agent: &Path, arguments: &[&OsStr]) -> Result<Vec<u8>> {
+    let output =
+        Command::new(agent).arg("sops").args(arguments).output().context("countersign-agent sops")?;
+    ensure!(output.status.success(), "countersign-agent sops: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(output.stdout)
 }

@@ -8,12 +8,12 @@ use anyhow::{Context, Result};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use countersign_agent::clock::Clock;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 
 use crate::pods::{Pod, hex, uid};
 use crate::scratch::replace_file;
+use crate::wall;
 
 /// The issuer that tokens name unless a cluster is set up otherwise.
 pub const TOKEN_ISSUER: &str = "https://kubernetes.default.svc";
@@ -98,7 +98,7 @@ impl Cluster {
 
 /// The claims of a pod-bound token (Kubernetes 1.32 and later: with `jti` and the node).
 pub fn claims(pod: &Pod, node: &str, audience: &str, seconds: i64) -> Value {
-    let now = Clock::system().unix();
+    let now = wall::unix();
     // One account has one uid for as long as it lives.
     let account_uid = format!("sa-{}-{}", pod.namespace, pod.service_account);
     json!({

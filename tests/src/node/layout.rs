@@ -40,8 +40,6 @@ pub struct Layout {
     pub agent_token: PathBuf,
     /// The issuer's trust bundle, PEM.
     pub bundle: PathBuf,
-    /// The issuer's root, so that it is the same after a restart.
-    pub issuer_root: PathBuf,
     /// The cluster's keys.
     pub jwks: PathBuf,
     logs: PathBuf,
@@ -67,7 +65,6 @@ impl Layout {
             config: agent.join("config.yaml"),
             agent_token: agent.join("token"),
             bundle: issuer.join("bundle.pem"),
-            issuer_root: issuer.join("root.pem"),
             jwks: issuer.join("jwks.json"),
             link,
             agent_uid,

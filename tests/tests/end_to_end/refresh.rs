@@ -112,19 +112,23 @@ async fn a_broken_file_changes_nothing() -> Result<()> {
 
 /// The agent's metrics show that a refresh fails.
 pub(crate) async fn failing(node: &Node) -> Result<()> {
-    let seen = async || {
-        let Ok(metrics) = node.metrics().await else { return false };
-        metrics.sum("countersign_volumes_failing", &[]).is_some_and(|failing| failing > 0.0)
-    };
+    let before = failures(node).await?;
+    let seen = async || failures(node).await.is_ok_and(|now| now > before);
     eventually(SOON, "the failing refresh shows in metrics", seen).await
 }
 
+async fn failures(node: &Node) -> Result<f64> {
+    let metrics = node.metrics().await?;
+    let sum = |labels: &[&str]| metrics.sum("countersign_turns_total", labels).unwrap_or_default();
+    Ok(sum(&[]) - sum(&["result=\"ok\""]))
+}
+
 async fn identities_are_renewed() -> Result<()> {
-    on_node(Setup { x509_ttl: "10s", ..Setup::default() }, async |node| {
+    on_node(Setup { x509_ttl: "1m", ..Setup::default() }, async |node| {
         let mut volume = node.published(&pod(), Volume::new().x509()).await?;
         let first = read(&volume.target())?;
         let renewed = async || read(&volume.target()).is_ok_and(|files| files["tls.crt"] != first["tls.crt"]);
-        eventually(Duration::from_secs(20), "a new certificate", renewed).await?;
+        eventually(Duration::from_secs(50), "a new certificate", renewed).await?;
         let second = read(&volume.target())?;
         ensure!(second["tls.key"] != first["tls.key"], "with a new key");
         ensure!(second["ca.crt"] == first["ca.crt"], "under the same root");

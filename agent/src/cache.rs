@@ -1,0 +1,250 @@
+//! The node cache: one read per identity and secret, however many volumes want it.
+//!
+//! An entry is keyed by (SPIFFE ID, source), so what one identity may read is never handed to another. Its lock
+//! makes it single-flight: who comes second waits for the first and finds the answer fresh. It lives as long as a
+//! volume holds it. A failed read keeps the last good answer and is not repeated before its backoff has run out.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::Error;
+use crate::clock::Clock;
+use crate::identity::Identity;
+use crate::request::Source;
+use crate::secret::Node;
+use crate::sources::Sources;
+use crate::spiffe::SpiffeId;
+
+/// Reads under way at once from one store: a slow one fills its own bulkhead and nobody else's.
+const BULKHEAD: usize = 16;
+/// How long one read may take, the wait for the bulkhead included.
+const READ_LIMIT: Duration = Duration::from_secs(20);
+/// First and longest pause after a failed read.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// A store's `Retry-After` is obeyed up to this.
+const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(3600);
+
+/// The cache of one node.
+#[derive(Debug)]
+pub struct Cache {
+    clock: Clock,
+    entries: Mutex<HashMap<Key, Weak<Entry>>>,
+    bulkheads: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    spiffe_id: SpiffeId,
+    source: Source,
+}
+
+/// One secret as one identity sees it. Holding it keeps it in the cache.
+#[derive(Debug)]
+pub struct Entry {
+    key: Key,
+    state: tokio::sync::Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    good: Option<Good>,
+    failure: Option<Failure>,
+    /// Between 0.9 and 1.1, drawn anew at each read: nodes that started together drift apart.
+    jitter: f64,
+}
+
+#[derive(Debug)]
+struct Good {
+    document: Arc<Node>,
+    version: String,
+    read_at: Instant,
+    fresh_for: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Failure {
+    error: Error,
+    attempts: u32,
+    retry_at: Instant,
+}
+
+/// What the cache knows of a secret after having been asked.
+#[derive(Debug)]
+pub struct Look {
+    /// The last good answer, if there ever was one.
+    pub document: Option<Arc<Node>>,
+    /// The store's word for this state of it.
+    pub version: String,
+    /// Why it is not fresh, when it is not.
+    pub trouble: Option<Error>,
+    /// When the last good answer was read.
+    pub read_at: Option<Instant>,
+    /// When to ask again.
+    pub due: Instant,
+}
+
+impl Cache {
+    /// An empty cache.
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, entries: Mutex::default(), bulkheads: Mutex::default() }
+    }
+
+    /// The entry of `source` for `spiffe_id`, shared with everybody who holds it.
+    pub fn entry(&self, spiffe_id: &SpiffeId, source: &Source) -> Arc<Entry> {
+        let key = Key { spiffe_id: spiffe_id.clone(), source: source.clone() };
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = entries.get(&key).and_then(Weak::upgrade) {
+            return entry;
+        }
+        if entries.len() == entries.capacity() {
+            entries.retain(|_, entry| entry.strong_count() > 0);
+        }
+        let state = State { good: None, failure: None, jitter: 1.0 };
+        let entry = Arc::new(Entry { key: key.clone(), state: tokio::sync::Mutex::new(state) });
+        entries.insert(key, Arc::downgrade(&entry));
+        entry
+    }
+
+    /// Number of entries that somebody holds.
+    pub fn len(&self) -> usize {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.values().filter(|entry| entry.strong_count() > 0).count()
+    }
+
+    /// Whether nobody holds an entry.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// For each store with a secret that could not be read again, the age of the oldest such secret. An entry
+    /// that is being read at this moment is left out.
+    pub fn stale(&self) -> HashMap<String, Duration> {
+        let entries: Vec<_> = {
+            let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+            entries.values().filter_map(Weak::upgrade).collect()
+        };
+        let now = self.clock.now();
+        let mut oldest = HashMap::new();
+        for entry in entries {
+            let Ok(state) = entry.state.try_lock() else { continue };
+            let (Some(_), Some(good)) = (&state.failure, &state.good) else { continue };
+            let age = oldest.entry(entry.key.source.store.to_string()).or_insert(Duration::ZERO);
+            *age = (*age).max(now - good.read_at);
+        }
+        oldest
+    }
+
+    /// What `entry` holds, read again as `identity` if it is older than `max_age` (or than the store's own word).
+    /// `identity` must be the one the entry was made for.
+    pub async fn look<S: Sources>(
+        &self,
+        sources: &S,
+        entry: &Entry,
+        identity: &Identity,
+        max_age: Duration,
+    ) -> Look {
+        debug_assert_eq!(
+            entry.key.spiffe_id, identity.spiffe_id,
+            "an entry is asked for as its own identity"
+        );
+        let mut state = entry.state.lock().await;
+        let now = self.clock.now();
+        if state.due(max_age).is_none_or(|due| due <= now) {
+            let read = self.read(sources, identity, &entry.key.source).await;
+            state.learn(read, self.clock.now());
+        }
+        state.look(max_age, self.clock.now())
+    }
+
+    async fn read<S: Sources>(
+        &self,
+        sources: &S,
+        identity: &Identity,
+        source: &Source,
+    ) -> Result<crate::store::Fetched, Error> {
+        let bulkhead = self.bulkhead(&source.store);
+        let read = async {
+            let _place = bulkhead.acquire().await;
+            sources.fetch(identity, source).await
+        };
+        tokio::time::timeout(READ_LIMIT, read).await.unwrap_or_else(|_| {
+            Err(Error::StoreUnavailable {
+                store: source.store.to_string(),
+                problem: format!(
+                    "no answer within {} s; is it reachable from this node?",
+                    READ_LIMIT.as_secs()
+                ),
+                retry_after: None,
+            })
+        })
+    }
+
+    fn bulkhead(&self, store: &Arc<str>) -> Arc<Semaphore> {
+        let mut bulkheads = self.bulkheads.lock().unwrap_or_else(PoisonError::into_inner);
+        let bulkhead =
+            bulkheads.entry(Arc::clone(store)).or_insert_with(|| Arc::new(Semaphore::new(BULKHEAD)));
+        Arc::clone(bulkhead)
+    }
+}
+
+impl State {
+    /// When the next read is due for somebody who takes answers up to `max_age` old; none: it was never read.
+    fn due(&self, max_age: Duration) -> Option<Instant> {
+        if let Some(failure) = &self.failure {
+            return Some(failure.retry_at);
+        }
+        let good = self.good.as_ref()?;
+        Some(good.read_at + good.fresh_for.unwrap_or(max_age).mul_f64(self.jitter))
+    }
+
+    fn learn(&mut self, read: Result<crate::store::Fetched, Error>, now: Instant) {
+        self.jitter = rand::rng().random_range(0.9..=1.1);
+        match read {
+            Ok(fetched) => {
+                let same = self.good.take().filter(|good| good.version == fetched.version);
+                self.good = Some(Good {
+                    // The document that volumes hold already, if nothing changed: one copy in memory, not two.
+                    document: same.map_or(fetched.document, |good| good.document),
+                    version: fetched.version,
+                    read_at: now,
+                    fresh_for: fetched.fresh_for,
+                });
+                self.failure = None;
+            }
+            Err(error) => {
+                let attempts = self.failure.as_ref().map_or(0, |failure| failure.attempts) + 1;
+                let pause = pause(&error, attempts).mul_f64(self.jitter);
+                self.failure = Some(Failure { error, attempts, retry_at: now + pause });
+            }
+        }
+    }
+
+    fn look(&self, max_age: Duration, now: Instant) -> Look {
+        Look {
+            document: self.good.as_ref().map(|good| Arc::clone(&good.document)),
+            version: self.good.as_ref().map(|good| good.version.clone()).unwrap_or_default(),
+            trouble: self.failure.as_ref().map(|failure| failure.error.clone()),
+            read_at: self.good.as_ref().map(|good| good.read_at),
+            due: self.due(max_age).unwrap_or(now),
+        }
+    }
+}
+
+/// How long to leave a store alone after the `attempts`-th failure in a row.
+pub(crate) fn pause(error: &Error, attempts: u32) -> Duration {
+    let (first, longest) = BACKOFF;
+    let doubled = first.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(longest);
+    if let Error::StoreUnavailable { retry_after: Some(asked), .. } = error {
+        return doubled.max(*asked).min(RETRY_AFTER_LIMIT);
+    }
+    doubled
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,335 @@
+//! The one owner of all volumes: it decides when a volume's turn is, and nothing else touches one.
+//!
+//! A volume is in its slot or in its turn, never in both. What comes for it meanwhile waits in the slot. Forgetting
+//! it drops the turn; a turn writes files without a pause between two steps, so a swap is never left half done.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tokio_util::time::{DelayQueue, delay_queue};
+use tracing::{debug, error, info, warn};
+
+use crate::Error;
+use crate::files::Change;
+use crate::metrics::Metrics;
+use crate::sources::Sources;
+use crate::turn::{Turned, World, turn};
+use crate::volume::{News, Publish, Volume, VolumeId};
+
+type Reply = oneshot::Sender<Result<(), Error>>;
+
+#[derive(Debug)]
+enum Command {
+    Publish(Box<Publish>, Reply),
+    Forget(VolumeId, oneshot::Sender<()>),
+    Reconcile(Vec<VolumeId>, oneshot::Sender<Vec<VolumeId>>),
+    Ping(oneshot::Sender<()>),
+}
+
+/// Speaks to the keeper.
+#[derive(Debug, Clone)]
+pub struct Handle(mpsc::Sender<Command>);
+
+impl Handle {
+    /// Fills a volume, or takes in what a republish brings; answers when the files are there.
+    pub async fn publish(&self, publish: Publish) -> Result<(), Error> {
+        self.ask(|reply| Command::Publish(Box::new(publish), reply)).await?
+    }
+
+    /// Ends a volume. No error if there is none.
+    pub async fn forget(&self, id: VolumeId) -> Result<(), Error> {
+        self.ask(|reply| Command::Forget(id, reply)).await
+    }
+
+    /// Ends all volumes but `ids`; returns those of them that are held with a directory.
+    pub async fn reconcile(&self, ids: Vec<VolumeId>) -> Result<Vec<VolumeId>, Error> {
+        self.ask(|reply| Command::Reconcile(ids, reply)).await
+    }
+
+    /// Answers if the keeper is alive.
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.ask(Command::Ping).await
+    }
+
+    async fn ask<A>(&self, command: impl FnOnce(oneshot::Sender<A>) -> Command) -> Result<A, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(command(reply)).await.map_err(|_| Error::ShuttingDown)?;
+        answer.await.map_err(|_| Error::ShuttingDown)
+    }
+}
+
+/// A volume's place.
+#[derive(Debug, Default)]
+struct Slot {
+    /// None while the volume is in its turn.
+    volume: Option<Volume>,
+    turning: Option<AbortHandle>,
+    timer: Option<delay_queue::Key>,
+    /// Who waits for the turn that runs.
+    waiting: Vec<Reply>,
+    /// What came during the turn, and who waits for it to be taken in.
+    news: Vec<(News, Reply)>,
+}
+
+/// Owns the volumes; [`Keeper::run`] is its life.
+#[derive(Debug)]
+pub struct Keeper<S> {
+    world: Arc<World<S>>,
+    metrics: Arc<Metrics>,
+    inbox: mpsc::Receiver<Command>,
+    slots: HashMap<VolumeId, Slot>,
+    timers: DelayQueue<VolumeId>,
+    turns: JoinSet<(Volume, Turned)>,
+    /// Which volume a running turn belongs to: a turn that panicked cannot say.
+    running: HashMap<tokio::task::Id, VolumeId>,
+}
+
+impl<S: Sources> Keeper<S> {
+    /// A keeper without volumes, and the way to speak to it.
+    #[must_use]
+    pub fn new(world: Arc<World<S>>, metrics: Arc<Metrics>) -> (Self, Handle) {
+        let (outbox, inbox) = mpsc::channel(256);
+        let keeper = Self {
+            world,
+            metrics,
+            inbox,
+            slots: HashMap::new(),
+            timers: DelayQueue::new(),
+            turns: JoinSet::new(),
+            running: HashMap::new(),
+        };
+        (keeper, Handle(outbox))
+    }
+
+    /// Keeps the volumes until `shutdown`. Files stay as they are.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                Some(ended) = self.turns.join_next_with_id(), if !self.turns.is_empty() => match ended {
+                    Ok((task, (volume, turned))) => {
+                        self.running.remove(&task);
+                        self.turned(task, volume, turned);
+                    }
+                    Err(failed) => self.broken(&failed),
+                },
+                Some(due) = self.timers.next(), if !self.timers.is_empty() => {
+                    let id = due.into_inner();
+                    if let Some(slot) = self.slots.get_mut(&id) {
+                        slot.timer = None;
+                        self.start(&id);
+                    }
+                }
+                command = self.inbox.recv() => match command {
+                    Some(command) => self.obey(command),
+                    None => break,
+                },
+            }
+            self.metrics.volumes(self.slots.len());
+        }
+        for slot in self.slots.into_values() {
+            slot.answer(&Err(Error::ShuttingDown));
+        }
+        self.turns.shutdown().await;
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Publish(publish, reply) => self.publish(*publish, reply),
+            Command::Forget(id, reply) => {
+                self.forget(&id, true);
+                reply.send(()).unwrap_or_default();
+            }
+            Command::Reconcile(ids, reply) => {
+                let gone = self.slots.keys().filter(|id| !ids.contains(id)).cloned().collect::<Vec<_>>();
+                for id in gone {
+                    info!(volume_id = %id, "volume is not in the mount table; forgotten");
+                    self.forget(&id, false);
+                }
+                let held = self.slots.iter().filter(|(_, slot)| slot.holds_directory());
+                reply.send(held.map(|(id, _)| id.clone()).collect()).unwrap_or_default();
+            }
+            Command::Ping(reply) => reply.send(()).unwrap_or_default(),
+        }
+    }
+
+    fn publish(&mut self, publish: Publish, reply: Reply) {
+        let id = publish.id.clone();
+        let Some(slot) = self.slots.get_mut(&id) else {
+            if publish.directory.is_none() {
+                reply.send(Err(Error::NoDirectory)).unwrap_or_default();
+                return;
+            }
+            let (mut volume, news) = Volume::new(publish);
+            if let Err(error) = volume.take(news) {
+                reply.send(Err(error)).unwrap_or_default();
+                return;
+            }
+            info!(volume_id = %id, pod = %volume.workload, files = volume.request.files.len(), "volume taken on");
+            self.slots
+                .insert(id.clone(), Slot { volume: Some(volume), waiting: vec![reply], ..Slot::default() });
+            self.start(&id);
+            return;
+        };
+        let news = News::from(publish);
+        if slot.volume.is_none() {
+            slot.news.push((news, reply));
+            return;
+        }
+        slot.waiting.push(reply);
+        self.take_in(&id, news);
+    }
+
+    /// Takes `news` into a volume that is in its slot, and answers those who wait or starts a turn for them.
+    fn take_in(&mut self, id: &VolumeId, news: News) {
+        let Some(slot) = self.slots.get_mut(id) else { return };
+        let Some(volume) = &mut slot.volume else { return };
+        let brings_directory = news.directory.is_some();
+        if let Err(error) = volume.take(news) {
+            // The descriptor is of no use; the volume goes on with what it has.
+            slot.reply(&Err(error));
+            return;
+        }
+        let Some(volume) = &slot.volume else { return };
+        if brings_directory || !volume.established || volume.trouble.is_some() {
+            self.start(id);
+        } else if volume.directory.is_none() {
+            slot.reply(&Err(Error::NoDirectory));
+        } else {
+            slot.reply(&Ok(()));
+        }
+    }
+
+    /// Sends a volume into its turn; no effect if it is in one.
+    fn start(&mut self, id: &VolumeId) {
+        let Some(slot) = self.slots.get_mut(id) else { return };
+        let Some(mut volume) = slot.volume.take() else { return };
+        if let Some(timer) = slot.timer.take() {
+            self.timers.remove(&timer);
+        }
+        let world = Arc::clone(&self.world);
+        let handle = self.turns.spawn(async move {
+            let turned = turn(&mut volume, &world).await;
+            (volume, turned)
+        });
+        self.running.insert(handle.id(), id.clone());
+        slot.turning = Some(handle);
+    }
+
+    fn turned(&mut self, task: tokio::task::Id, mut volume: Volume, turned: Turned) {
+        let id = volume.id.clone();
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        if slot.turning.as_ref().is_none_or(|turning| turning.id() != task) {
+            // A forgotten volume's last turn; the slot is that of a volume published anew.
+            return;
+        }
+        slot.turning = None;
+        self.metrics.turned(&turned);
+        note(&mut volume, &turned);
+        if turned.result.is_ok() {
+            volume.established = true;
+            if volume.provisional {
+                // Closed before the answer: the driver cannot make the mount read-only under a writer.
+                volume.directory = None;
+            }
+        }
+        if !volume.established {
+            let Err(error) = turned.result else { return };
+            let Some(slot) = self.slots.remove(&id) else { return };
+            slot.answer(&Err(error));
+            return;
+        }
+        // Whatever went wrong, the pod has its files: a republish never fails.
+        slot.volume = Some(volume);
+        slot.timer = Some(self.timers.insert_at(id.clone(), turned.due));
+        slot.reply(&Ok(()));
+        for (news, reply) in std::mem::take(&mut slot.news) {
+            let Some(slot) = self.slots.get_mut(&id) else { return };
+            match &slot.volume {
+                Some(_) => {
+                    slot.waiting.push(reply);
+                    self.take_in(&id, news);
+                }
+                // A turn for the news before it is running already.
+                None => slot.news.push((news, reply)),
+            }
+        }
+    }
+
+    /// A turn that panicked took its volume along. The pod keeps its files; the driver is told at the next
+    /// republish that no directory is held, and hands one over again.
+    fn broken(&mut self, failed: &tokio::task::JoinError) {
+        let Some(id) = self.running.remove(&failed.id()) else { return };
+        if failed.is_panic() {
+            error!(volume_id = %id, "BUG: a turn panicked; the volume's files stay as they are");
+            if let Some(slot) = self.slots.remove(&id) {
+                slot.answer(&Err(Error::NoDirectory));
+            }
+        }
+    }
+
+    fn forget(&mut self, id: &VolumeId, wipe: bool) {
+        let Some(mut slot) = self.slots.remove(id) else { return };
+        if let Some(timer) = &slot.timer {
+            self.timers.remove(timer);
+        }
+        if let Some(turning) = &slot.turning {
+            turning.abort();
+            self.running.remove(&turning.id());
+        }
+        if let Some(directory) = slot.volume.as_mut().and_then(|volume| volume.directory.as_mut())
+            && wipe
+        {
+            directory.wipe();
+        }
+        info!(volume_id = %id, "volume forgotten");
+        slot.answer(&Err(Error::Forgotten));
+    }
+}
+
+impl Slot {
+    /// Answers those who wait for the turn that ended.
+    fn reply(&mut self, result: &Result<(), Error>) {
+        for reply in self.waiting.drain(..) {
+            // Who does not wait any more does not need the answer.
+            reply.send(result.clone()).unwrap_or_default();
+        }
+    }
+
+    /// Answers everybody: the slot ends.
+    fn answer(mut self, result: &Result<(), Error>) {
+        self.reply(result);
+        for (_, reply) in self.news.drain(..) {
+            reply.send(result.clone()).unwrap_or_default();
+        }
+    }
+
+    fn holds_directory(&self) -> bool {
+        self.volume.as_ref().is_none_or(|volume| volume.directory.is_some())
+    }
+}
+
+/// Says what changed: trouble once when it begins, and once when it ends.
+fn note(volume: &mut Volume, turned: &Turned) {
+    let label = turned.trouble.as_ref().map(Error::label);
+    let (volume_id, pod) = (&volume.id, &volume.workload);
+    match (&turned.trouble, volume.trouble) {
+        (Some(error), before) if before != label => warn!(
+            %volume_id, %pod, %error, files_kept = volume.established, "the volume could not be brought up to date"
+        ),
+        (None, Some(before)) => info!(%volume_id, %pod, was = before, "the volume is up to date again"),
+        _ => debug!(%volume_id, %pod, ok = turned.result.is_ok(), "turn"),
+    }
+    if let Ok(Change::Replaced { files, bytes, .. }) = &turned.result {
+        info!(%volume_id, %pod, files, bytes, "files written");
+    }
+    volume.trouble = label;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,224 @@
+//! What is counted, in the Prometheus text format (OpenMetrics 1.0). Labels are bounded: stores and kinds of error,
+//! never a pod, a path or a volume.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::Error;
+use crate::clock::Clock;
+use crate::files::Change;
+use crate::identity::{Identity, JwtSvid, Token, Workload};
+use crate::request::Source;
+use crate::sources::Sources;
+use crate::store::Fetched;
+use crate::turn::Turned;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StoreOutcome {
+    store: String,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Store {
+    store: String,
+}
+
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// All metrics of one agent.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    volumes: Gauge,
+    turns: Family<Outcome, Counter>,
+    publishes: Family<Outcome, Counter>,
+    publish_seconds: Histogram,
+    files_written: Counter,
+    bytes_written: Counter,
+    fetches: Family<StoreOutcome, Counter>,
+    fetch_seconds: Family<Store, Histogram>,
+    identities: Family<Outcome, Counter>,
+    identity_seconds: Histogram,
+    cache_entries: Gauge,
+    stale: Family<Store, Seconds>,
+    driver_connected: Gauge,
+    driver_registered: Gauge,
+}
+
+fn latency() -> Histogram {
+    Histogram::new([
+        0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    ])
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("countersign"),
+            volumes: Gauge::default(),
+            turns: Family::default(),
+            publishes: Family::default(),
+            publish_seconds: latency(),
+            files_written: Counter::default(),
+            bytes_written: Counter::default(),
+            fetches: Family::default(),
+            fetch_seconds: Family::new_with_constructor(latency),
+            identities: Family::default(),
+            identity_seconds: latency(),
+            cache_entries: Gauge::default(),
+            stale: Family::default(),
+            driver_connected: Gauge::default(),
+            driver_registered: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register("volumes", "Volumes the agent keeps", self.volumes.clone());
+        r.register("turns", "Turns of volumes, by what came of them", self.turns.clone());
+        r.register("publish", "Publish calls of the driver, by what came of them", self.publishes.clone());
+        let s = Unit::Seconds;
+        r.register_with_unit("publish", "Time a publish took", s.clone(), self.publish_seconds.clone());
+        r.register("files_written", "Files written into volumes", self.files_written.clone());
+        r.register_with_unit(
+            "written",
+            "Bytes written into volumes",
+            Unit::Bytes,
+            self.bytes_written.clone(),
+        );
+        r.register("fetch", "Reads from stores, by store and result", self.fetches.clone());
+        r.register_with_unit("fetch", "Time a read from a store took", s.clone(), self.fetch_seconds.clone());
+        r.register("identity", "SVIDs asked for, by result", self.identities.clone());
+        r.register_with_unit("identity", "Time an SVID took", s.clone(), self.identity_seconds.clone());
+        r.register("cache_entries", "Secrets in the node cache", self.cache_entries.clone());
+        let help = "Age of the oldest secret whose refresh fails, by store";
+        r.register_with_unit("secret_stale", help, s, self.stale.clone());
+        r.register(
+            "driver_connected",
+            "Whether the driver's status socket answers",
+            self.driver_connected.clone(),
+        );
+        let help = "Whether kubelet has registered the driver";
+        r.register("driver_registered", help, self.driver_registered.clone());
+    }
+
+    /// The text of `/metrics`.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    pub(crate) fn volumes(&self, count: usize) {
+        self.volumes.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn cache(&self, entries: usize, stale: impl IntoIterator<Item = (String, Duration)>) {
+        self.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+        self.stale.clear();
+        for (store, age) in stale {
+            self.stale.get_or_create(&Store { store }).set(age.as_secs_f64());
+        }
+    }
+
+    pub(crate) fn driver(&self, connected: bool, registered: bool) {
+        self.driver_connected.set(i64::from(connected));
+        self.driver_registered.set(i64::from(registered));
+    }
+
+    pub(crate) fn published(&self, took: Duration, result: Result<(), &Error>) {
+        self.publish_seconds.observe(took.as_secs_f64());
+        self.publishes.get_or_create(&Outcome { result: word(result) }).inc();
+    }
+
+    pub(crate) fn turned(&self, turned: &Turned) {
+        let result = turned.trouble.as_ref().map_or(Ok(()), Err);
+        self.turns.get_or_create(&Outcome { result: word(result) }).inc();
+        if let Ok(Change::Replaced { files, bytes, .. }) = &turned.result {
+            self.files_written.inc_by(*files as u64);
+            self.bytes_written.inc_by(*bytes);
+        }
+    }
+}
+
+fn word(result: Result<(), &Error>) -> &'static str {
+    result.map_or_else(Error::label, |()| "ok")
+}
+
+/// Sources whose every call is counted and timed.
+#[derive(Debug)]
+pub struct Measured<S> {
+    sources: S,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+}
+
+impl<S> Measured<S> {
+    /// Decorates `sources`.
+    #[must_use]
+    pub fn new(sources: S, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        Self { sources, metrics, clock }
+    }
+
+    fn identity<T>(&self, began: tokio::time::Instant, result: &Result<T, Error>) {
+        self.metrics.identity_seconds.observe((self.clock.now() - began).as_secs_f64());
+        self.metrics.identities.get_or_create(&Outcome { result: word(result.as_ref().map(|_| ())) }).inc();
+    }
+}
+
+impl<S: Sources> Sources for Measured<S> {
+    async fn x509(
+        &self,
+        workload: &Workload,
+        tokens: &[Token],
+        current: Option<&Identity>,
+    ) -> Result<Identity, Error> {
+        let began = self.clock.now();
+        let result = self.sources.x509(workload, tokens, current).await;
+        self.identity(began, &result);
+        result
+    }
+
+    async fn jwt(
+        &self,
+        workload: &Workload,
+        tokens: &[Token],
+        identity: &Identity,
+        audience: &str,
+    ) -> Result<JwtSvid, Error> {
+        let began = self.clock.now();
+        let result = self.sources.jwt(workload, tokens, identity, audience).await;
+        self.identity(began, &result);
+        result
+    }
+
+    async fn fetch(&self, identity: &Identity, source: &Source) -> Result<Fetched, Error> {
+        let began = self.clock.now();
+        let result = self.sources.fetch(identity, source).await;
+        let store = source.store.to_string();
+        let took = (self.clock.now() - began).as_secs_f64();
+        self.metrics.fetch_seconds.get_or_create(&Store { store: store.clone() }).observe(took);
+        let result_word = word(result.as_ref().map(|_| ()));
+        self.metrics.fetches.get_or_create(&StoreOutcome { store, result: result_word }).inc();
+        result
+    }
+}

@@ -1,0 +1,160 @@
+//! The annotation and attribute keys that Countersign knows.
+
+use super::{FilePath, Problem, suggest};
+
+const SECRET: &str = "secret.countersign.dev";
+const TEMPLATE: &str = "template.countersign.dev";
+const JWT: &str = "jwt.countersign.dev";
+const SVID: &str = "svid.countersign.dev";
+const PLAIN: &str = "countersign.dev";
+const DOMAINS: [&str; 5] = [SECRET, TEMPLATE, JWT, SVID, PLAIN];
+const SVID_NAMES: [&str; 1] = ["x509"];
+const PLAIN_NAMES: [&str; 4] = ["refresh", "inject", "path", "containers"];
+
+/// What a key asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Key {
+    /// A file with a secret.
+    Secret(FilePath),
+    /// A file made from a template.
+    Template(FilePath),
+    /// A file with a JWT-SVID.
+    Jwt(FilePath),
+    /// Three files with the X.509-SVID.
+    X509,
+    /// How long secrets are good for.
+    Refresh,
+    /// Whether the admission policy adds the volume.
+    Inject,
+    /// Where the admission policy mounts the volume.
+    Path,
+    /// Into which containers the admission policy mounts it.
+    Containers,
+}
+
+impl Key {
+    pub(super) fn parse(key: &str) -> Result<Self, Problem> {
+        let Some((domain, name)) = key.split_once('/') else {
+            return Err(without_slash(key));
+        };
+        match (domain, name) {
+            (SECRET, file) => FilePath::parse(file).map(Self::Secret),
+            (TEMPLATE, file) => FilePath::parse(file).map(Self::Template),
+            (JWT, file) => FilePath::parse(file).map(Self::Jwt),
+            (SVID, "x509") => Ok(Self::X509),
+            (PLAIN, "refresh") => Ok(Self::Refresh),
+            (PLAIN, "inject") => Ok(Self::Inject),
+            (PLAIN, "path") => Ok(Self::Path),
+            (PLAIN, "containers") => Ok(Self::Containers),
+            (domain, name) => Err(unknown(domain, name)),
+        }
+    }
+}
+
+/// The names known under a domain that does not take a file's name.
+fn names(domain: &str) -> &'static [&'static str] {
+    match domain {
+        SVID => &SVID_NAMES,
+        PLAIN => &PLAIN_NAMES,
+        _ => &[],
+    }
+}
+
+fn unknown(domain: &str, name: &str) -> Problem {
+    let Some(near) = suggest::nearest(domain, DOMAINS) else {
+        return Problem::new(format!("unknown key; {}", all_keys()));
+    };
+    let names = names(near);
+    if names.is_empty() {
+        return Problem::new(format!("unknown key; did you mean {near}/{name}?"));
+    }
+    match suggest::nearest(name, names.iter().copied()) {
+        Some(name) => Problem::new(format!("unknown key; did you mean {near}/{name}?")),
+        None => {
+            let keys: Vec<String> = names.iter().map(|name| format!("{near}/{name}")).collect();
+            Problem::new(format!("unknown key; known are {}; a file is {SECRET}/<file>", keys.join(", ")))
+        }
+    }
+}
+
+fn without_slash(key: &str) -> Problem {
+    if let Some(domain) = suggest::nearest(key, DOMAINS) {
+        return match names(domain) {
+            [] => Problem::new(format!("unknown key; write {domain}/<file>")),
+            [only] => Problem::new(format!("unknown key; did you mean {domain}/{only}?")),
+            _ => Problem::new(format!("unknown key; {}", all_keys())),
+        };
+    }
+    let bare = |domain: &str| {
+        suggest::nearest(key, names(domain).iter().copied()).map(|name| format!("{domain}/{name}"))
+    };
+    match bare(PLAIN).or_else(|| bare(SVID)) {
+        Some(near) => Problem::new(format!("unknown key; did you mean {near}?")),
+        None => Problem::new(format!("unknown key; {}", all_keys())),
+    }
+}
+
+fn all_keys() -> String {
+    format!("known are {SECRET}/<file>, {TEMPLATE}/<file>, {JWT}/<file>, {SVID}/x509 and {PLAIN}/refresh")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys() {
+        let file = |text| FilePath::parse(text).unwrap();
+        for (text, key) in [
+            ("secret.countersign.dev/db-password", Key::Secret(file("db-password"))),
+            ("secret.countersign.dev/db/password", Key::Secret(file("db/password"))),
+            ("template.countersign.dev/app.env", Key::Template(file("app.env"))),
+            ("jwt.countersign.dev/token", Key::Jwt(file("token"))),
+            ("svid.countersign.dev/x509", Key::X509),
+            ("countersign.dev/refresh", Key::Refresh),
+            ("countersign.dev/inject", Key::Inject),
+            ("countersign.dev/path", Key::Path),
+            ("countersign.dev/containers", Key::Containers),
+        ] {
+            assert_eq!(Key::parse(text), Ok(key), "{text}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_name_the_nearest() {
+        let all = "unknown key; known are secret.countersign.dev/<file>, template.countersign.dev/<file>, \
+                   jwt.countersign.dev/<file>, svid.countersign.dev/x509 and countersign.dev/refresh";
+        for (text, problem) in [
+            ("secrets.countersign.dev/x", "unknown key; did you mean secret.countersign.dev/x?"),
+            ("secret.countersing.dev/x", "unknown key; did you mean secret.countersign.dev/x?"),
+            ("template.countersign.io/a/b", "unknown key; did you mean template.countersign.dev/a/b?"),
+            ("tempalte.countersign.dev/x", "unknown key; did you mean template.countersign.dev/x?"),
+            ("jtw.countersign.dev/x", "unknown key; did you mean jwt.countersign.dev/x?"),
+            ("Secret.countersign.dev/x", "unknown key; did you mean secret.countersign.dev/x?"),
+            ("countersign.dev/refesh", "unknown key; did you mean countersign.dev/refresh?"),
+            ("countersing.dev/refesh", "unknown key; did you mean countersign.dev/refresh?"),
+            ("svid.countersign.dev/x590", "unknown key; did you mean svid.countersign.dev/x509?"),
+            ("svids.countersign.dev/x509", "unknown key; did you mean svid.countersign.dev/x509?"),
+            (
+                "svid.countersign.dev/tls.crt",
+                "unknown key; known are svid.countersign.dev/x509; a file is secret.countersign.dev/<file>",
+            ),
+            (
+                "countersign.dev/db-password",
+                "unknown key; known are countersign.dev/refresh, countersign.dev/inject, countersign.dev/path, \
+                 countersign.dev/containers; a file is secret.countersign.dev/<file>",
+            ),
+            ("refresh", "unknown key; did you mean countersign.dev/refresh?"),
+            ("x509", "unknown key; did you mean svid.countersign.dev/x509?"),
+            ("secret.countersign.dev", "unknown key; write secret.countersign.dev/<file>"),
+            ("svid.countersign.dev", "unknown key; did you mean svid.countersign.dev/x509?"),
+            ("secretProviderClass", all),
+            ("example.com/thing", all),
+            ("", all),
+            ("secret.countersign.dev/", "the file name is empty; put it after the slash"),
+            ("secret.countersign.dev//etc", "the file name is absolute; write it relative to the volume"),
+        ] {
+            assert_eq!(Key::parse(text).unwrap_err().to_string(), problem, "{text}");
+        }
+    }
+}

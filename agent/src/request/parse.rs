@@ -1,0 +1,463 @@
+//! From a pod's attributes to a [`Request`].
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::key::Key;
+use super::{
+    Content, DEFAULT_REFRESH, FilePath, FileSpec, Problem, Reference, Request, StoreNames, Template, duration,
+};
+use crate::Error;
+
+/// The most files one volume may hold: two generations of them and their links fit the volume's inodes.
+const MAX_FILES: usize = 512;
+/// The most bytes of keys and values together: what Kubernetes allows a pod's annotations.
+const MAX_ATTRIBUTE_BYTES: usize = 256 * 1024;
+/// The longest key, in bytes: the longest path, and a domain before it.
+const MAX_KEY_BYTES: usize = 4095 + 32;
+/// The key of a problem that is nobody's own.
+const WHOLE: &str = "volume attributes";
+
+impl Request {
+    /// Reads the attributes of one volume, whose references may name `stores`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] or [`Error::Template`] with the key at fault, of several the first in the keys' order.
+    pub fn parse<K: Into<String>, V: Into<String>>(
+        attributes: impl IntoIterator<Item = (K, V)>,
+        stores: &StoreNames,
+    ) -> Result<Self, Error> {
+        let mut sorted = BTreeMap::new();
+        let mut bytes = 0usize;
+        for (key, value) in attributes {
+            let (key, value) = (key.into(), value.into());
+            bytes = bytes.saturating_add(key.len()).saturating_add(value.len());
+            if sorted.contains_key(&key) {
+                return Err(Error::request(key, "given twice; give it once"));
+            }
+            sorted.insert(key, value);
+        }
+        if bytes > MAX_ATTRIBUTE_BYTES {
+            let problem = format!(
+                "keys and values have {bytes} bytes, at most {MAX_ATTRIBUTE_BYTES} are possible; ask for less, or in two volumes"
+            );
+            return Err(Error::request(WHOLE, problem));
+        }
+        let mut files = Files::default();
+        let mut refresh = DEFAULT_REFRESH;
+        for (key, value) in sorted {
+            if let Some(chosen) = read(&mut files, &key, &value, stores)? {
+                refresh = chosen;
+            }
+        }
+        Ok(Self { files: files.finish()?, refresh })
+    }
+}
+
+/// Reads one attribute; returns the refresh interval, if it is that.
+fn read(files: &mut Files, key: &str, value: &str, stores: &StoreNames) -> Result<Option<Duration>, Error> {
+    // Only an unknown key, or one with a wrong file name, can be longer than a message should be.
+    if key.len() > MAX_KEY_BYTES || key.chars().any(char::is_control) {
+        let shown: String = key.chars().filter(|c| !c.is_control()).take(60).chain("…".chars()).collect();
+        let problem = format!(
+            "the key has {} bytes or a control character; at most {MAX_KEY_BYTES} printable ones are possible",
+            key.len()
+        );
+        return Err(Error::request(shown, problem));
+    }
+    let at = |problem: Problem| Error::request(key, problem.to_string());
+    match Key::parse(key).map_err(at)? {
+        Key::Secret(path) => {
+            let reference = Reference::parse(value, stores).map_err(at)?;
+            files.add(key, path, reference.mode, Content::Secret(reference))?;
+        }
+        Key::Template(path) => {
+            let template = Template::parse(value, stores)
+                .map_err(|problem| Error::Template { key: key.to_owned(), problem: problem.to_string() })?;
+            files.add(key, path, None, Content::Template(template))?;
+        }
+        Key::Jwt(path) => {
+            let audience = audience(value).map_err(at)?;
+            files.add(key, path, None, Content::Jwt { audience })?;
+        }
+        Key::X509 => {
+            let [chain, private_key, bundle] = x509_names(value).map_err(at)?;
+            files.add(key, chain, None, Content::X509Chain)?;
+            files.add(key, private_key, None, Content::X509Key)?;
+            files.add(key, bundle, None, Content::X509Bundle)?;
+        }
+        Key::Refresh => return duration::parse(value.trim_ascii()).map(Some).map_err(at),
+        Key::Inject => inject(value).map_err(at)?,
+        Key::Path => mount_path(value).map_err(at)?,
+        Key::Containers => containers(value).map_err(at)?,
+    }
+    Ok(None)
+}
+
+/// The files so far, by path, so that a second one at the same place is seen.
+#[derive(Default)]
+struct Files(BTreeMap<FilePath, FileSpec>);
+
+impl Files {
+    fn add(&mut self, key: &str, path: FilePath, mode: Option<u32>, content: Content) -> Result<(), Error> {
+        if let Some(other) = self.0.get(&path) {
+            let problem = if other.key == key {
+                format!("names {path} twice; give each file its own name")
+            } else {
+                format!("file {path} is asked for by {} too; rename one", other.key)
+            };
+            return Err(Error::request(key, problem));
+        }
+        self.0.insert(path.clone(), FileSpec { key: key.to_owned(), path, mode, content });
+        Ok(())
+    }
+
+    /// The files in order, none of them a directory of another.
+    fn finish(self) -> Result<Vec<FileSpec>, Error> {
+        if self.0.is_empty() {
+            let problem = "no file is asked for; ask for one, such as secret.countersign.dev/password: <store>:<path>#<field>";
+            return Err(Error::request(WHOLE, problem));
+        }
+        if self.0.len() > MAX_FILES {
+            let problem = format!(
+                "asks for {} files, at most {MAX_FILES} are possible; split them over two volumes",
+                self.0.len()
+            );
+            return Err(Error::request(WHOLE, problem));
+        }
+        for (path, file) in &self.0 {
+            for directory in path.ancestors() {
+                if let Some(other) = self.0.get(&FilePath(directory.to_owned())) {
+                    let problem = format!(
+                        "{directory} would be a directory, but {} asks for a file there; rename one",
+                        other.key
+                    );
+                    return Err(Error::request(&file.key, problem));
+                }
+            }
+        }
+        Ok(self.0.into_values().collect())
+    }
+}
+
+fn audience(value: &str) -> Result<String, Problem> {
+    let value = value.trim_ascii();
+    if value.is_empty() {
+        return Err(Problem::new(
+            "the audience is empty; write for whom the token is, such as https://api.example.com",
+        ));
+    }
+    if value.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(Problem::new(
+            "the audience holds white space; one token is for one audience, so ask for another file",
+        ));
+    }
+    if value.len() > 1024 {
+        return Err(Problem::new(format!(
+            "the audience has {} bytes; at most 1024 are possible",
+            value.len()
+        )));
+    }
+    Ok(value.to_owned())
+}
+
+fn x509_names(value: &str) -> Result<[FilePath; 3], Problem> {
+    let names: Vec<&str> = value.split(',').map(str::trim_ascii).collect();
+    match names.as_slice() {
+        &[chain, key, bundle] => {
+            Ok([FilePath::parse(chain)?, FilePath::parse(key)?, FilePath::parse(bundle)?])
+        }
+        others => Err(Problem::new(format!(
+            "names {} files, but three are needed: chain, key and bundle, such as tls.crt,tls.key,ca.crt",
+            if value.trim_ascii().is_empty() { 0 } else { others.len() }
+        ))),
+    }
+}
+
+// The admission policy has read these three before the pod was made; here they are only kept from being nonsense.
+
+fn inject(value: &str) -> Result<(), Problem> {
+    match value {
+        "true" | "false" => Ok(()),
+        _ => Err(Problem::new("neither \"true\" nor \"false\"; write \"true\", or leave it out")),
+    }
+}
+
+fn mount_path(value: &str) -> Result<(), Problem> {
+    let relative = value.strip_prefix('/').filter(|rest| !rest.is_empty());
+    let parts = relative.map(|rest| rest.trim_end_matches('/').split('/'));
+    let sound = |mut parts: std::str::Split<'_, char>| {
+        parts.all(|part| {
+            !matches!(part, "" | "." | "..") && !part.contains(|c: char| c.is_control() || c == ':')
+        })
+    };
+    if parts.is_some_and(sound) {
+        Ok(())
+    } else {
+        Err(Problem::new(
+            "not an absolute path; write one without . and .., such as /var/run/secrets/countersign",
+        ))
+    }
+}
+
+fn containers(value: &str) -> Result<(), Problem> {
+    let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let name = |name: &str| {
+        (1..=63).contains(&name.len())
+            && name.bytes().all(legal)
+            && !name.starts_with('-')
+            && !name.ends_with('-')
+    };
+    if value.split(',').map(str::trim_ascii).all(name) {
+        Ok(())
+    } else {
+        Err(Problem::new("not a list of container names; write them with commas between, such as app,worker"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(attributes: &[(&str, &str)]) -> Result<Request, Error> {
+        Request::parse(attributes.iter().copied(), &["vault", "sops"].into_iter().collect())
+    }
+
+    fn message(attributes: &[(&str, &str)]) -> String {
+        parse(attributes).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_a_pod_may_ask_for() {
+        let request = parse(&[
+            ("countersign.dev/inject", "true"),
+            ("countersign.dev/path", "/var/run/secrets/app"),
+            ("countersign.dev/containers", "app, worker"),
+            ("secret.countersign.dev/db-password", "vault:kv/data/payments#password"),
+            ("secret.countersign.dev/api.json", "vault:kv/data/payments"),
+            ("secret.countersign.dev/extra", "vault:kv/data/extra#token?optional&mode=0400"),
+            (
+                "template.countersign.dev/app.env",
+                "URL=postgres://{{ secret(\"vault:database/creds/app\").username }}@db/app\n",
+            ),
+            ("svid.countersign.dev/x509", "tls.crt, tls.key,ca.crt"),
+            ("jwt.countersign.dev/ai-token", "https://api.example.com\n"),
+            ("countersign.dev/refresh", "30s"),
+        ])
+        .unwrap();
+        assert_eq!(request.refresh, Duration::from_secs(30));
+        let paths: Vec<&str> = request.files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(
+            paths,
+            ["ai-token", "api.json", "app.env", "ca.crt", "db-password", "extra", "tls.crt", "tls.key"]
+        );
+        let modes: Vec<_> = request.files.iter().filter_map(|file| file.mode).collect();
+        assert_eq!(modes, [0o400]);
+        assert!(matches!(request.files[3].content, Content::X509Bundle));
+        assert!(matches!(request.files[6].content, Content::X509Chain));
+        assert!(matches!(request.files[7].content, Content::X509Key));
+        assert_eq!(request.files[7].key, "svid.countersign.dev/x509");
+        let references: Vec<String> = request.references().map(ToString::to_string).collect();
+        assert_eq!(
+            references,
+            [
+                "vault:kv/data/payments",
+                "vault:database/creds/app",
+                "vault:kv/data/payments#password",
+                "vault:kv/data/extra#token"
+            ]
+        );
+        assert_eq!(request.audiences().collect::<Vec<_>>(), ["https://api.example.com"]);
+    }
+
+    #[test]
+    fn refresh_has_a_default() {
+        assert_eq!(parse(&[("secret.countersign.dev/a", "vault:a")]).unwrap().refresh, DEFAULT_REFRESH);
+    }
+
+    #[test]
+    fn what_a_pod_may_not_ask_for() {
+        let a = ("secret.countersign.dev/a", "vault:a");
+        let none = "volume attributes: no file is asked for; ask for one, such as \
+                    secret.countersign.dev/password: <store>:<path>#<field>";
+        let three = "but three are needed: chain, key and bundle, such as tls.crt,tls.key,ca.crt";
+        for (attributes, problem) in [
+            (&[][..], none),
+            (&[("countersign.dev/inject", "true"), ("countersign.dev/refresh", "30s")], none),
+            (&[a, a], "secret.countersign.dev/a: given twice; give it once"),
+            (
+                &[a, ("secrets.countersign.dev/b", "vault:b")],
+                "secrets.countersign.dev/b: unknown key; did you mean secret.countersign.dev/b?",
+            ),
+            (
+                &[("secret.countersign.dev/a", "")],
+                "secret.countersign.dev/a: the reference is empty; write <store>:<path>#<field>",
+            ),
+            (
+                &[("secret.countersign.dev/a", "valut:a")],
+                "secret.countersign.dev/a: unknown store valut; did you mean vault? configured: sops, vault",
+            ),
+            (
+                &[("secret.countersign.dev/../a", "vault:a")],
+                "secret.countersign.dev/../a: the file name has a part . or ..; write where the file lies without them",
+            ),
+            (
+                &[a, ("jwt.countersign.dev/a", "x")],
+                "secret.countersign.dev/a: file a is asked for by jwt.countersign.dev/a too; rename one",
+            ),
+            (
+                &[a, ("svid.countersign.dev/x509", "a,b,c")],
+                "svid.countersign.dev/x509: file a is asked for by secret.countersign.dev/a too; rename one",
+            ),
+            (
+                &[("svid.countersign.dev/x509", "b,b,c")],
+                "svid.countersign.dev/x509: names b twice; give each file its own name",
+            ),
+            (
+                &[a, ("template.countersign.dev/a/b/c", "x")],
+                "template.countersign.dev/a/b/c: a would be a directory, but secret.countersign.dev/a asks for a file there; rename one",
+            ),
+            (
+                &[("svid.countersign.dev/x509", "tls.crt,tls.key")],
+                &format!("svid.countersign.dev/x509: names 2 files, {three}"),
+            ),
+            (
+                &[("svid.countersign.dev/x509", " ")],
+                &format!("svid.countersign.dev/x509: names 0 files, {three}"),
+            ),
+            (
+                &[("svid.countersign.dev/x509", "a,b,c,d")],
+                &format!("svid.countersign.dev/x509: names 4 files, {three}"),
+            ),
+            (
+                &[("svid.countersign.dev/x509", "a,,c")],
+                "svid.countersign.dev/x509: the file name is empty; put it after the slash",
+            ),
+            (
+                &[("svid.countersign.dev/x509", "a,/b,c")],
+                "svid.countersign.dev/x509: the file name is absolute; write it relative to the volume",
+            ),
+            (
+                &[("jwt.countersign.dev/t", " ")],
+                "jwt.countersign.dev/t: the audience is empty; write for whom the token is, such as https://api.example.com",
+            ),
+            (
+                &[("jwt.countersign.dev/t", "a b")],
+                "jwt.countersign.dev/t: the audience holds white space; one token is for one audience, so ask for another file",
+            ),
+            (
+                &[("countersign.dev/refresh", "never"), a],
+                "countersign.dev/refresh: not a duration; write a number and a unit, such as 30s, 5m or 1h",
+            ),
+            (
+                &[("countersign.dev/refresh", "100ms"), a],
+                "countersign.dev/refresh: out of range; refresh may be from 1s to 24h",
+            ),
+            (
+                &[("countersign.dev/inject", "yes"), a],
+                "countersign.dev/inject: neither \"true\" nor \"false\"; write \"true\", or leave it out",
+            ),
+            (
+                &[("countersign.dev/path", "secrets"), a],
+                "countersign.dev/path: not an absolute path; write one without . and .., such as /var/run/secrets/countersign",
+            ),
+            (
+                &[("countersign.dev/containers", "app,-x"), a],
+                "countersign.dev/containers: not a list of container names; write them with commas between, such as app,worker",
+            ),
+            (
+                &[("template.countersign.dev/t", "a\n{{ user }}")],
+                "template.countersign.dev/t: line 2: unknown variable user; write secret(\"<store>:<path>\") for a secret",
+            ),
+        ] {
+            assert_eq!(message(attributes), problem);
+        }
+        let long = "a".repeat(1025);
+        assert_eq!(
+            message(&[("jwt.countersign.dev/t", &long)]),
+            "jwt.countersign.dev/t: the audience has 1025 bytes; at most 1024 are possible"
+        );
+    }
+
+    #[test]
+    fn neighbours_in_order_are_no_collision() {
+        // "a!" sorts between "a" and "a/b"; a look at the next path alone would miss it or see what is not there.
+        assert!(
+            parse(&[("secret.countersign.dev/a!", "vault:a"), ("secret.countersign.dev/a/b", "vault:a")])
+                .is_ok()
+        );
+        let with_a = [
+            ("secret.countersign.dev/a", "vault:a"),
+            ("secret.countersign.dev/a!", "vault:a"),
+            ("secret.countersign.dev/a/b", "vault:a"),
+        ];
+        assert!(message(&with_a).contains("would be a directory"));
+    }
+
+    #[test]
+    fn files_and_bytes_are_counted() {
+        let many = |count: usize| {
+            let attributes =
+                (0..count).map(|n| (format!("secret.countersign.dev/f{n}"), "vault:a".to_owned()));
+            Request::parse(attributes, &["vault"].into_iter().collect())
+        };
+        assert_eq!(many(512).unwrap().files.len(), 512);
+        assert_eq!(
+            many(1000).unwrap_err().to_string(),
+            "volume attributes: asks for 1000 files, at most 512 are possible; split them over two volumes"
+        );
+        let text = "x".repeat(MAX_ATTRIBUTE_BYTES);
+        assert_eq!(
+            message(&[("template.countersign.dev/t", &text)]),
+            "volume attributes: keys and values have 262170 bytes, at most 262144 are possible; ask for less, or in two volumes"
+        );
+    }
+
+    #[test]
+    fn keys_are_shown_in_bounds() {
+        let long = "k".repeat(5000);
+        let shown = format!("{}…", "k".repeat(60));
+        assert_eq!(
+            message(&[(&long, "")]),
+            format!(
+                "{shown}: the key has 5000 bytes or a control character; at most 4127 printable ones are possible"
+            )
+        );
+        assert_eq!(
+            message(&[("a\nb", "")]),
+            "ab…: the key has 3 bytes or a control character; at most 4127 printable ones are possible"
+        );
+    }
+
+    #[test]
+    fn a_pasted_secret_is_not_repeated() {
+        for value in
+            ["correct horse battery staple", "s3cr3t/with+base64==", "p4ss w0rd!:x", "AKIA IOSFODNN7:x"]
+        {
+            for key in ["secret.countersign.dev/a", "svid.countersign.dev/x509", "countersign.dev/refresh"] {
+                let text = message(&[(key, value)]);
+                assert!(!value.split([':', ' ']).any(|part| part.len() > 2 && text.contains(part)), "{text}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn anything_gets_an_answer(
+            attributes in prop::collection::vec((
+                prop_oneof![
+                    "(secret|template|jwt|svid)?\\.?countersign\\.dev/[a-z./]{0,8}",
+                    ".{0,20}",
+                ],
+                prop_oneof!["vault:[a-z#?=&/]{0,10}", "[{}%a-z\"():| ]{0,30}", ".{0,20}"],
+            ), 0..5)
+        ) {
+            if let Ok(request) = Request::parse(attributes, &["vault"].into_iter().collect()) {
+                prop_assert!(!request.files.is_empty());
+                prop_assert!(request.files.is_sorted_by(|a, b| a.path < b.path));
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The link to the driver: requests parsed once, handed to the keeper, answered.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use countersign_proto::agent as wire;
+use countersign_proto::agent::agent_server::{Agent, AgentServer};
+use futures_util::{Stream, StreamExt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, listen, socket_with};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+use tracing::{debug, info, warn};
+
+use crate::Error;
+use crate::clock::Clock;
+use crate::identity::{Token, Workload};
+use crate::keeper::Handle;
+use crate::mailbox::{Mailbox, MailboxKey, private_bind};
+use crate::metrics::Metrics;
+use crate::request::{self, StoreNames};
+use crate::secret::Secret;
+use crate::volume::{Publish, VolumeId};
+
+/// Requests are small: kubelet's annotations are at most 256 KiB in all, tokens a few KiB each.
+const MESSAGE_LIMIT: usize = 2 << 20;
+
+/// The Agent service.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Where volumes are kept.
+    pub keeper: Handle,
+    /// Where their descriptors arrive.
+    pub mailbox: Mailbox,
+    /// The stores a request may name.
+    pub stores: Arc<StoreNames>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Time.
+    pub clock: Clock,
+}
+
+impl Service {
+    /// Serves the socket at `path` until `shutdown`, to peers of `driver_uid` only.
+    pub async fn serve(self, path: &Path, driver_uid: u32, shutdown: CancellationToken) -> io::Result<()> {
+        let listener = bound_listener(path)?;
+        info!(socket = %path.display(), "waiting for the driver");
+        Server::builder()
+            .add_service(AgentServer::new(self).max_decoding_message_size(MESSAGE_LIMIT))
+            .serve_with_incoming_shutdown(of_uid(listener, driver_uid), shutdown.cancelled_owned())
+            .await
+            .map_err(io::Error::other)
+    }
+
+    async fn published(&self, request: wire::PublishRequest) -> Result<(), Error> {
+        let key = request.mailbox_key.clone();
+        let mut publish = parse(request, &self.stores)?;
+        publish.directory = self.descriptor(&key).await?;
+        self.keeper.publish(publish).await
+    }
+
+    /// The descriptor the request names, if it names one.
+    async fn descriptor(&self, key: &[u8]) -> Result<Option<OwnedFd>, Error> {
+        if key.is_empty() {
+            return Ok(None);
+        }
+        let length = key.len();
+        let key = MailboxKey::try_from(key)
+            .map_err(|_| Error::request("mailbox_key", format!("must have 16 bytes, has {length}")))?;
+        // It was sent before the request: one that does not come was lost with its connection.
+        self.mailbox.claim(&key).await.map(Some).ok_or(Error::NoDirectory)
+    }
+}
+
+#[tonic::async_trait]
+impl Agent for Service {
+    async fn publish(
+        &self,
+        request: Request<wire::PublishRequest>,
+    ) -> Result<Response<wire::PublishResponse>, Status> {
+        let began = self.clock.now();
+        let request = request.into_inner();
+        let volume_id = request.volume_id.clone();
+        let result = self.published(request).await;
+        self.metrics.published(self.clock.now() - began, result.as_ref().copied());
+        if let Err(error) = &result {
+            debug!(%volume_id, %error, "publish refused");
+        }
+        result?;
+        Ok(Response::new(wire::PublishResponse {}))
+    }
+
+    async fn forget(
+        &self,
+        request: Request<wire::ForgetRequest>,
+    ) -> Result<Response<wire::ForgetResponse>, Status> {
+        self.keeper.forget(VolumeId::from(request.into_inner().volume_id.as_str())).await?;
+        Ok(Response::new(wire::ForgetResponse {}))
+    }
+
+    async fn reconcile(
+        &self,
+        request: Request<wire::ReconcileRequest>,
+    ) -> Result<Response<wire::ReconcileResponse>, Status> {
+        let ids = request.into_inner().volume_ids;
+        info!(volumes = ids.len(), "the driver has connected");
+        let held = self.keeper.reconcile(ids.iter().map(|id| VolumeId::from(id.as_str())).collect()).await?;
+        Ok(Response::new(wire::ReconcileResponse {
+            held: held.iter().map(|id| id.as_str().to_owned()).collect(),
+        }))
+    }
+}
+
+fn parse(request: wire::PublishRequest, stores: &StoreNames) -> Result<Publish, Error> {
+    let wire::PublishRequest {
+        volume_id,
+        pod,
+        attributes,
+        tokens,
+        mailbox_key: _,
+        provisional,
+        fs_group,
+        capacity_bytes,
+    } = request;
+    // First of all, so that no way out of here leaves a token behind in memory.
+    let tokens = tokens
+        .into_iter()
+        .map(|wire::Token { audience, token }| Token { audience, token: Secret::from(token) })
+        .collect();
+    let pod = pod.ok_or_else(|| Error::request("pod", "the driver named no pod"))?;
+    let wire::Pod { namespace, name, uid, service_account } = pod;
+    for (key, value) in [
+        ("volume_id", &volume_id),
+        ("pod.namespace", &namespace),
+        ("pod.name", &name),
+        ("pod.uid", &uid),
+        ("pod.service_account", &service_account),
+    ] {
+        if value.is_empty() {
+            return Err(Error::request(key, "is empty"));
+        }
+    }
+    Ok(Publish {
+        id: VolumeId::from(volume_id.as_str()),
+        workload: Workload { namespace, pod_name: name, pod_uid: uid, service_account },
+        request: request::Request::parse(attributes, stores)?,
+        tokens,
+        capacity: capacity_bytes,
+        fs_group,
+        directory: None,
+        provisional,
+    })
+}
+
+fn bound_listener(path: &Path) -> io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    private_bind(&socket, path)?;
+    listen(&socket, 64)?;
+    UnixListener::from_std(socket.into())
+}
+
+/// The connections of peers that run as `uid`.
+fn of_uid(listener: UnixListener, uid: u32) -> impl Stream<Item = io::Result<UnixStream>> {
+    UnixListenerStream::new(listener).filter_map(move |accepted| {
+        let admitted = accepted.and_then(|stream| {
+            let peer = stream.peer_cred()?.uid();
+            if peer != uid {
+                warn!(uid = peer, expected = uid, "link: a peer of another uid was turned away");
+                return Ok(None);
+            }
+            Ok(Some(stream))
+        });
+        std::future::ready(admitted.transpose())
+    })
+}

@@ -1,0 +1,128 @@
+//! Sources that do as a test tells them. Compiled for tests only.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use crate::Error;
+use crate::identity::{Identity, JwtSvid, Token, Workload, X509Svid};
+use crate::request::Source;
+use crate::secret::{Node, Secret};
+use crate::sources::Sources;
+use crate::spiffe::SpiffeId;
+use crate::store::Fetched;
+
+/// An identity of an hour, with bytes in place of certificates.
+pub(crate) fn identity(id: &str) -> Identity {
+    lasting(id, SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000), Duration::from_secs(3600), 0)
+}
+
+fn lasting(id: &str, from: SystemTime, life: Duration, serial: usize) -> Identity {
+    let spiffe_id: SpiffeId = id.parse().unwrap();
+    let x509 = X509Svid {
+        spiffe_id: spiffe_id.clone(),
+        chain: vec![format!("leaf {serial}").into_bytes()],
+        key: Secret::from(format!("key {serial}")),
+        roots: vec![b"root".to_vec()],
+        not_before: from,
+        not_after: from + life,
+    };
+    Identity { spiffe_id, x509: Arc::new(x509), renew_at: from + life / 2, ticket: String::new() }
+}
+
+/// Counts, fails, delays and hangs as told.
+#[derive(Debug, Default)]
+pub(crate) struct FakeSources {
+    secrets: Mutex<HashMap<String, String>>,
+    failure: Mutex<Option<Error>>,
+    identity_failure: Mutex<Option<Error>>,
+    delay: Mutex<Duration>,
+    hanging: Mutex<HashSet<String>>,
+    pub(crate) clock: Mutex<Option<crate::clock::Clock>>,
+    reads: AtomicUsize,
+    signed: AtomicUsize,
+    minted: AtomicUsize,
+}
+
+impl FakeSources {
+    pub(crate) fn put(&self, path: &str, value: &str) {
+        self.secrets.lock().unwrap().insert(path.to_owned(), value.to_owned());
+    }
+
+    pub(crate) fn fail(&self, error: Error) {
+        *self.failure.lock().unwrap() = Some(error);
+    }
+
+    pub(crate) fn fail_identity(&self, error: Option<Error>) {
+        *self.identity_failure.lock().unwrap() = error;
+    }
+
+    pub(crate) fn heal(&self) {
+        *self.failure.lock().unwrap() = None;
+    }
+
+    pub(crate) fn delay(&self, by: Duration) {
+        *self.delay.lock().unwrap() = by;
+    }
+
+    pub(crate) fn hang(&self, store: &str) {
+        self.hanging.lock().unwrap().insert(store.to_owned());
+    }
+
+    pub(crate) fn reads(&self) -> usize {
+        self.reads.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn signed(&self) -> usize {
+        self.signed.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn minted(&self) -> usize {
+        self.minted.load(Ordering::SeqCst)
+    }
+
+    fn wall(&self) -> SystemTime {
+        self.clock.lock().unwrap().map_or(SystemTime::UNIX_EPOCH, |clock| clock.wall())
+    }
+
+    fn identity_trouble(&self) -> Result<(), Error> {
+        self.identity_failure.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+}
+
+impl Sources for FakeSources {
+    async fn x509(&self, workload: &Workload, _: &[Token], _: Option<&Identity>) -> Result<Identity, Error> {
+        self.identity_trouble()?;
+        let serial = self.signed.fetch_add(1, Ordering::SeqCst) + 1;
+        let id = format!("spiffe://t/ns/{}/sa/{}", workload.namespace, workload.service_account);
+        Ok(lasting(&id, self.wall(), Duration::from_secs(3600), serial))
+    }
+
+    async fn jwt(&self, _: &Workload, _: &[Token], _: &Identity, audience: &str) -> Result<JwtSvid, Error> {
+        self.identity_trouble()?;
+        let serial = self.minted.fetch_add(1, Ordering::SeqCst) + 1;
+        let (now, life) = (self.wall(), Duration::from_secs(300));
+        let token = Secret::from(format!("jwt {serial} for {audience}"));
+        Ok(JwtSvid { token, expires: now + life, renew_at: now + life / 2 })
+    }
+
+    async fn fetch(&self, _: &Identity, source: &Source) -> Result<Fetched, Error> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        let delay = *self.delay.lock().unwrap();
+        tokio::time::sleep(delay).await;
+        let hangs = self.hanging.lock().unwrap().contains(&*source.store);
+        if hangs {
+            std::future::pending::<()>().await;
+        }
+        if let Some(error) = self.failure.lock().unwrap().clone() {
+            return Err(error);
+        }
+        let value = self.secrets.lock().unwrap().get(&*source.path).cloned();
+        let Some(value) = value else {
+            return Err(Error::NotFound { reference: source.to_string(), problem: "no such secret".into() });
+        };
+        let document = Arc::new(Node::Text(Secret::from(value.clone())));
+        Ok(Fetched { document, version: value, fresh_for: None })
+    }
+}

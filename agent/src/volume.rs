@@ -1,0 +1,183 @@
+//! One volume: what it is to hold, as whom, and what is known of it between two turns.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::Error;
+use crate::cache::Entry;
+use crate::files::Directory;
+use crate::identity::{Identity, JwtSvid, Token, Workload};
+use crate::request::{Reference, Request, Source};
+use crate::secret::Node;
+
+/// Kubelet's id of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VolumeId(Arc<str>);
+
+impl From<&str> for VolumeId {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl VolumeId {
+    /// The id's text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What one Publish call brings, parsed.
+#[derive(Debug)]
+pub struct Publish {
+    /// Which volume.
+    pub id: VolumeId,
+    /// Whose.
+    pub workload: Workload,
+    /// What it is to hold.
+    pub request: Request,
+    /// Kubelet's tokens for the pod.
+    pub tokens: Vec<Token>,
+    /// Most bytes its files may have together.
+    pub capacity: u64,
+    /// The pod's fsGroup.
+    pub fs_group: Option<u32>,
+    /// The root of its tmpfs, writable, when one came.
+    pub directory: Option<OwnedFd>,
+    /// The directory must be closed before the call is answered.
+    pub provisional: bool,
+}
+
+/// A volume the keeper keeps.
+#[derive(Debug)]
+pub struct Volume {
+    pub(crate) id: VolumeId,
+    pub(crate) workload: Workload,
+    pub(crate) request: Request,
+    pub(crate) capacity: u64,
+    pub(crate) fs_group: Option<u32>,
+    pub(crate) tokens: Vec<Token>,
+    pub(crate) directory: Option<Directory>,
+    pub(crate) provisional: bool,
+    /// The pod has, or may have, good files: from now on nothing may take them away.
+    pub(crate) established: bool,
+    pub(crate) identity: Option<Arc<Identity>>,
+    pub(crate) identity_retry: Option<Retry>,
+    pub(crate) jwts: HashMap<String, Arc<JwtSvid>>,
+    /// Held so that the cache keeps them.
+    pub(crate) entries: HashMap<Source, Arc<Entry>>,
+    /// References that only rendering brings to light, as the last turn met them.
+    pub(crate) asked: Vec<Reference>,
+    /// What the files in the directory were made from.
+    pub(crate) written: Option<Inputs>,
+    /// Label of the trouble that was last logged: said once, not at every turn.
+    pub(crate) trouble: Option<&'static str>,
+    /// Turns in a row that failed.
+    pub(crate) failures: u32,
+}
+
+/// Everything that a volume's files are made from. Held, so that equal pointers mean equal contents.
+#[derive(Debug)]
+pub(crate) struct Inputs {
+    pub(crate) secrets: HashMap<Source, Result<Arc<Node>, Error>>,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) jwts: HashMap<String, Arc<JwtSvid>>,
+}
+
+impl Inputs {
+    /// Whether rendering `other` could not give other bytes.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        let secret =
+            |(source, one): (&Source, &Result<Arc<Node>, Error>)| match (one, other.secrets.get(source)) {
+                (Ok(one), Some(Ok(two))) => Arc::ptr_eq(one, two),
+                (Err(one), Some(Err(two))) => one == two,
+                _ => false,
+            };
+        let jwt = |(audience, one): (&String, &Arc<JwtSvid>)| {
+            other.jwts.get(audience).is_some_and(|two| Arc::ptr_eq(one, two))
+        };
+        Arc::ptr_eq(&self.identity.x509, &other.identity.x509)
+            && self.secrets.len() == other.secrets.len()
+            && self.secrets.iter().all(secret)
+            && self.jwts.len() == other.jwts.len()
+            && self.jwts.iter().all(jwt)
+    }
+}
+
+/// When an identity source that failed is asked again.
+#[derive(Debug)]
+pub(crate) struct Retry {
+    pub(crate) error: Error,
+    pub(crate) attempts: u32,
+    pub(crate) at: Instant,
+}
+
+/// What a later Publish of a volume brings: a fresher token, perhaps another descriptor.
+#[derive(Debug)]
+pub struct News {
+    pub(crate) tokens: Vec<Token>,
+    pub(crate) directory: Option<OwnedFd>,
+    pub(crate) provisional: bool,
+}
+
+impl Volume {
+    /// A volume as its first Publish asks for it, and what came along.
+    pub(crate) fn new(publish: Publish) -> (Self, News) {
+        let Publish { id, workload, request, tokens, capacity, fs_group, directory, provisional } = publish;
+        let volume = Self {
+            id,
+            workload,
+            request,
+            capacity,
+            fs_group,
+            tokens: Vec::new(),
+            directory: None,
+            provisional: false,
+            established: false,
+            identity: None,
+            identity_retry: None,
+            jwts: HashMap::new(),
+            entries: HashMap::new(),
+            asked: Vec::new(),
+            written: None,
+            trouble: None,
+            failures: 0,
+        };
+        (volume, News { tokens, directory, provisional })
+    }
+
+    /// Takes in what a Publish brought. A descriptor that comes replaces the one held: the driver knows which
+    /// mount the pod sees.
+    pub(crate) fn take(&mut self, news: News) -> Result<(), Error> {
+        if !news.tokens.is_empty() {
+            self.tokens = news.tokens;
+            // A token is what a refused identity may have been waiting for.
+            self.identity_retry = None;
+        }
+        if let Some(descriptor) = news.directory {
+            let directory = Directory::open(descriptor)?;
+            self.established |= directory.is_filled();
+            self.directory = Some(directory);
+            self.written = None;
+            self.provisional = news.provisional;
+        }
+        Ok(())
+    }
+}
+
+impl From<Publish> for News {
+    fn from(publish: Publish) -> Self {
+        let Publish { tokens, directory, provisional, .. } = publish;
+        Self { tokens, directory, provisional }
+    }
+}
