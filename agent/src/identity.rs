@@ -1,9 +1,20 @@
 //! Who a pod is: its SVIDs, from whichever source vouches for it.
 
+pub(crate) mod channel;
+pub mod embedded;
+pub(crate) mod key;
+pub(crate) mod renewal;
+pub(crate) mod reread;
+pub mod svid;
+pub(crate) mod token;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+pub use crate::identity::embedded::Embedded;
+
+use crate::Error;
 use crate::secret::Secret;
 use crate::spiffe::SpiffeId;
 
@@ -74,4 +85,39 @@ pub struct Identity {
     pub renew_at: SystemTime,
     /// The issuer's word for a renewal without a token; nobody else reads it.
     pub(crate) ticket: String,
+}
+
+/// Where identities come from.
+#[derive(Debug)]
+pub enum Source {
+    /// The embedded issuer, by kubelet's pod-bound token.
+    Embedded(Embedded),
+}
+
+impl Source {
+    /// A new X.509-SVID with a new key for `workload`: by one of `tokens` if it is good, else by the key of the
+    /// `current` identity.
+    pub async fn x509(
+        &self,
+        workload: &Workload,
+        tokens: &[Token],
+        current: Option<&Identity>,
+    ) -> Result<Identity, Error> {
+        match self {
+            Self::Embedded(embedded) => embedded.x509(workload, tokens, current).await,
+        }
+    }
+
+    /// A new JWT-SVID for `audience`: by one of `tokens` if it is good, else by the key of `identity`.
+    pub async fn jwt(
+        &self,
+        workload: &Workload,
+        tokens: &[Token],
+        identity: &Identity,
+        audience: &str,
+    ) -> Result<JwtSvid, Error> {
+        match self {
+            Self::Embedded(embedded) => embedded.jwt(workload, tokens, identity, audience).await,
+        }
+    }
 }

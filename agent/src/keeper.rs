@@ -166,7 +166,7 @@ impl<S: Sources> Keeper<S> {
                 return;
             }
             let (mut volume, news) = Volume::new(publish);
-            if let Err(error) = volume.take(news) {
+            if let Err(error) = volume.take(news, self.world.clock.now()) {
                 reply.send(Err(error)).unwrap_or_default();
                 return;
             }
@@ -190,7 +190,7 @@ impl<S: Sources> Keeper<S> {
         let Some(slot) = self.slots.get_mut(id) else { return };
         let Some(volume) = &mut slot.volume else { return };
         let brings_directory = news.directory.is_some();
-        if let Err(error) = volume.take(news) {
+        if let Err(error) = volume.take(news, self.world.clock.now()) {
             // The descriptor is of no use; the volume goes on with what it has.
             slot.reply(&Err(error));
             return;
@@ -282,7 +282,7 @@ impl<S: Sources> Keeper<S> {
             turning.abort();
             self.running.remove(&turning.id());
         }
-        if let Some(directory) = slot.volume.as_mut().and_then(|volume| volume.directory.as_mut())
+        if let Some(directory) = slot.volume.as_mut().and_then(|volume| volume.directory.take())
             && wipe
         {
             directory.wipe();

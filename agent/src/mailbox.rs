@@ -230,8 +230,8 @@ mod tests {
             play(&path, &mailbox).await;
             shutdown.cancel();
         };
-        let (served, ()) = tokio::join!(server, story);
-        served.unwrap();
+        let (ended, ()) = tokio::join!(server, story);
+        ended.unwrap();
     }
 
     fn own_uid() -> u32 {

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use countersign_agent::clock::Clock;
 use countersign_agent::config::RunArgs;
 use countersign_agent::issuer::config::Args as IssuerArgs;
 use countersign_agent::log::{self, LogArgs};
@@ -63,7 +64,8 @@ fn start(role: Role) -> anyhow::Result<()> {
         match role {
             Role::Run(args) => signals::until_asked_to_end(|shutdown| run::run(*args, shutdown)).await,
             Role::Issuer { args, .. } => {
-                signals::until_asked_to_end(async |shutdown| Ok(issuer::run(*args, shutdown).await?)).await
+                let config = issuer::Config::new(*args, Clock::system())?;
+                signals::until_asked_to_end(async |shutdown| Ok(issuer::run(config, shutdown).await?)).await
             }
             Role::Sops(args) => Ok(countersign_agent::store::sops::command::run(args)?),
         }

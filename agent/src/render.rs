@@ -1,1 +1,92 @@
 //! From secrets to the bytes of files.
+//!
+//! Nothing here waits: what is not fetched yet is answered with [`Rendered::Needs`], and the caller comes again with
+//! it. Bytes are put together in memory that is overwritten when it is given up; the one exception is the template
+//! engine, whose own strings are freed as they are.
+
+mod buffer;
+mod encoding;
+mod field;
+mod filters;
+mod json;
+mod pem;
+mod template;
+mod value;
+
+use std::sync::Arc;
+
+use crate::Error;
+use crate::identity::{Identity, JwtSvid};
+use crate::request::{Content, FileSpec, Reference, Source};
+use crate::secret::{Node, Secret};
+
+/// What is at hand for rendering.
+pub trait Material {
+    /// What the store answered for `source`; none: it was not asked yet.
+    fn secret(&self, source: &Source) -> Option<Result<Arc<Node>, Error>>;
+
+    /// The pod's identity; none: there is none yet.
+    fn identity(&self) -> Option<&Identity>;
+
+    /// The pod's JWT-SVID for `audience`; none: it was not asked for yet.
+    fn jwt(&self, audience: &str) -> Option<Result<Arc<JwtSvid>, Error>>;
+}
+
+/// What became of a file.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Rendered {
+    /// Its bytes.
+    File(Secret),
+    /// It is optional, and its secret is not there.
+    Omitted,
+    /// These have to be fetched first. A template whose branches depend on values may ask several times, for other
+    /// references each time.
+    Needs(Vec<Reference>),
+}
+
+/// Renders one file, whose template may write up to `limit` bytes.
+///
+/// # Errors
+/// What the store or identity source answered; [`Error::NotFound`] for a field that is not there, with the names of
+/// those that are; [`Error::Template`] with the line; [`Error::Unusable`] for text that is not what the reference
+/// says.
+pub fn render(spec: &FileSpec, material: &impl Material, limit: u64) -> Result<Rendered, Error> {
+    let bytes = match &spec.content {
+        Content::Secret(reference) => return secret(reference, material),
+        Content::Template(source) => return template::render(&spec.key, source, material, limit),
+        Content::X509Chain => pem::certificates(&identity(material)?.x509.chain),
+        Content::X509Key => pem::private_key(&identity(material)?.x509.key),
+        Content::X509Bundle => pem::certificates(&identity(material)?.x509.roots),
+        Content::Jwt { audience } => match material.jwt(audience) {
+            Some(svid) => svid?.token.duplicate(),
+            None => {
+                return Err(Error::IdentityUnavailable {
+                    problem: format!("no jwt-svid for {audience} yet"),
+                });
+            }
+        },
+    };
+    Ok(Rendered::File(bytes))
+}
+
+fn identity<M: Material>(material: &M) -> Result<&Identity, Error> {
+    material.identity().ok_or_else(|| Error::IdentityUnavailable { problem: "no x509-svid yet".to_owned() })
+}
+
+fn secret(reference: &Reference, material: &impl Material) -> Result<Rendered, Error> {
+    let Some(fetched) = material.secret(&reference.source) else {
+        return Ok(Rendered::Needs(vec![reference.clone()]));
+    };
+    let rendered = fetched.and_then(|document| {
+        let node = field::select(&document, reference)?;
+        encoding::bytes(node, reference)
+    });
+    match rendered {
+        Ok(bytes) => Ok(Rendered::File(bytes)),
+        Err(Error::NotFound { .. }) if reference.optional => Ok(Rendered::Omitted),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests;

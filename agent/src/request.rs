@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use template::FILTERS;
+pub(crate) use template::syntax;
 
 /// How often plain secrets are looked at again unless the pod says otherwise.
 pub const DEFAULT_REFRESH: Duration = Duration::from_secs(60);

@@ -15,7 +15,7 @@ use crate::admin::Admin;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{ConfigFile, RunArgs};
-use crate::identity::embedded::{Embedded, EmbeddedConfig};
+use crate::identity::embedded::{self, Embedded};
 use crate::identity::{self, Identity, JwtSvid, Token, Workload};
 use crate::keeper::Keeper;
 use crate::mailbox::Mailbox;
@@ -80,14 +80,14 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     } = args;
     let stores = open_stores(&config, clock)?;
     let names = stores.keys().cloned().collect();
-    let identity = identity::Source::Embedded(Embedded::new(EmbeddedConfig {
-        trust_domain,
-        issuer_address,
-        issuer_bundle,
+    let identity = identity::Source::Embedded(Embedded::new(embedded::Config {
+        address: issuer_address,
+        bundle: issuer_bundle,
         agent_token,
         audience,
+        trust_domain,
         clock,
-    })?);
+    }));
 
     let metrics = Arc::<Metrics>::default();
     let sources = Measured::new(Configured { identity, stores }, Arc::clone(&metrics), clock);

@@ -13,9 +13,9 @@ use tokio::time::Instant;
 use crate::Error;
 use crate::cache::{Cache, Look, pause};
 use crate::clock::Clock;
-use crate::files::{Change, FileSet};
+use crate::files::{Change, FileSet, default_mode};
 use crate::identity::{Identity, JwtSvid};
-use crate::render::{Material, Rendered, render};
+use crate::render::{Rendered, render};
 use crate::request::{Content, Reference, Source};
 use crate::secret::Node;
 use crate::sources::Sources;
@@ -104,13 +104,9 @@ pub async fn turn<S: Sources>(volume: &mut Volume, world: &World<S>) -> Turned {
 }
 
 fn write<S>(volume: &mut Volume, world: &World<S>, files: &FileSet) -> Result<Change, Error> {
-    let needed = files.bytes();
-    if needed > volume.capacity {
-        return Err(Error::TooLarge { needed, capacity: volume.capacity });
-    }
     // None: it was handed back before the volume was attached, and the driver has not sent another yet.
     let directory = volume.directory.as_mut().ok_or(Error::NoDirectory)?;
-    directory.replace(files, world.clock.now(), world.clock.wall())
+    directory.replace(files, &world.clock)
 }
 
 async fn gather<S: Sources>(volume: &mut Volume, world: &World<S>, due: &mut Due) -> Result<Gathered, Error> {
@@ -126,13 +122,14 @@ async fn gather<S: Sources>(volume: &mut Volume, world: &World<S>, due: &mut Due
             volume.asked = wanted.split_off(volume.request.references().count());
             return Ok(Gathered { files: None, inputs, trouble });
         }
-        let Inputs { secrets, identity, jwts } = &inputs;
-        let material = Material { secrets, identity, jwts };
         wanted.clear();
         let mut files = FileSet::default();
         for spec in &volume.request.files {
-            match render(spec, &material)? {
-                Rendered::File(bytes) => files.insert(spec, bytes, volume.fs_group),
+            match render(spec, &inputs, volume.capacity)? {
+                Rendered::File(content) => {
+                    let mode = spec.mode.unwrap_or_else(|| default_mode(volume.fs_group));
+                    files.insert(spec.path.clone(), content, mode);
+                }
                 Rendered::Omitted => {}
                 Rendered::Needs(references) => wanted.extend(references),
             }

@@ -11,6 +11,7 @@ use crate::Error;
 use crate::cache::Entry;
 use crate::files::Directory;
 use crate::identity::{Identity, JwtSvid, Token, Workload};
+use crate::render::Material;
 use crate::request::{Reference, Request, Source};
 use crate::secret::Node;
 
@@ -114,6 +115,20 @@ impl Inputs {
     }
 }
 
+impl Material for Inputs {
+    fn secret(&self, source: &Source) -> Option<Result<Arc<Node>, Error>> {
+        self.secrets.get(source).cloned()
+    }
+
+    fn identity(&self) -> Option<&Identity> {
+        Some(&self.identity)
+    }
+
+    fn jwt(&self, audience: &str) -> Option<Result<Arc<JwtSvid>, Error>> {
+        self.jwts.get(audience).cloned().map(Ok)
+    }
+}
+
 /// When an identity source that failed is asked again.
 #[derive(Debug)]
 pub(crate) struct Retry {
@@ -158,15 +173,15 @@ impl Volume {
 
     /// Takes in what a Publish brought. A descriptor that comes replaces the one held: the driver knows which
     /// mount the pod sees.
-    pub(crate) fn take(&mut self, news: News) -> Result<(), Error> {
+    pub(crate) fn take(&mut self, news: News, now: Instant) -> Result<(), Error> {
         if !news.tokens.is_empty() {
             self.tokens = news.tokens;
             // A token is what a refused identity may have been waiting for.
             self.identity_retry = None;
         }
         if let Some(descriptor) = news.directory {
-            let directory = Directory::open(descriptor)?;
-            self.established |= directory.is_filled();
+            let directory = Directory::open(&descriptor, self.capacity, now)?;
+            self.established |= directory.generation().is_some();
             self.directory = Some(directory);
             self.written = None;
             self.provisional = news.provisional;

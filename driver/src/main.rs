@@ -1,3 +1,39 @@
 //! Starts the driver.
 
-fn main() {}
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use countersign_driver::config::{CommandLine, Config};
+use countersign_driver::{log, process};
+
+/// Exit code of a mistake in the configuration: `EX_USAGE` of sysexits.h.
+const USAGE: u8 = 64;
+
+fn main() -> anyhow::Result<ExitCode> {
+    let line = match CommandLine::try_parse() {
+        Ok(line) => line,
+        Err(error) => {
+            error.print()?;
+            return Ok(ExitCode::from(if error.use_stderr() { USAGE } else { 0 }));
+        }
+    };
+    let (format, severity) = (line.log_format, line.log_level);
+    let config = match Config::try_from(line) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            let mut out = std::io::stderr().lock();
+            for mistake in mistakes {
+                writeln!(out, "error: {mistake}")?;
+            }
+            return Ok(ExitCode::from(USAGE));
+        }
+    };
+    log::start(format, severity)?;
+    // One thread is enough for a node's volumes, and the leanest there is.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(process::run(config)).context("countersign-driver")?;
+    Ok(ExitCode::SUCCESS)
+}

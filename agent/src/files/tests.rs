@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::inotify;
 use tempfile::TempDir;
 
 use super::*;
@@ -260,7 +261,7 @@ fn what_a_crash_leaves_is_put_right() {
     let crashes: [(&str, Damage); 12] = [
         ("nothing", |_| {}),
         ("empty generation", |root| {
-            std::fs::create_dir(root.join("..2026_01_01_00_00_00.00000000")).unwrap()
+            std::fs::create_dir(root.join("..2026_01_01_00_00_00.00000000")).unwrap();
         }),
         ("half a generation", |root| {
             std::fs::create_dir_all(root.join("..2026_01_01_00_00_00.00000000/b/d")).unwrap();
@@ -475,15 +476,15 @@ fn readers_see_whole_moments_while_files_change() {
     readers_see_whole_moments(shm().path(), 2000);
 }
 
-#[test]
-fn watchers_see_data_moved_into_place_and_no_visible_name_change() {
-    use rustix::fs::inotify;
-    let dir = shm();
-    let mut directory = open(dir.path());
-    replace(&mut directory, &[("a", "1")]);
+/// What inotify tells of the root while the files become `files`.
+fn events(
+    dir: &TempDir,
+    directory: &mut Directory,
+    files: &[(&str, &str)],
+) -> Vec<(inotify::ReadFlags, String)> {
     let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).unwrap();
     inotify::add_watch(&watch, dir.path(), inotify::WatchFlags::ALL_EVENTS).unwrap();
-    replace(&mut directory, &[("a", "2")]);
+    replace(directory, files);
     let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
     let mut reader = inotify::Reader::new(&watch, &mut buffer);
     let mut seen = Vec::new();
@@ -491,15 +492,39 @@ fn watchers_see_data_moved_into_place_and_no_visible_name_change() {
         let name = event.file_name().map(|name| name.to_str().unwrap().to_owned()).unwrap_or_default();
         seen.push((event.events(), name));
     }
-    let generation = directory.generation().unwrap();
-    let place = |what: inotify::ReadFlags, name: &str| {
-        seen.iter().position(|(events, seen)| events.contains(what) && seen == name).unwrap()
-    };
-    let made = place(inotify::ReadFlags::CREATE, generation);
-    let linked = place(inotify::ReadFlags::CREATE, DATA_NEXT);
-    let moved = place(inotify::ReadFlags::MOVED_TO, DATA);
+    seen
+}
+
+fn place(seen: &[(inotify::ReadFlags, String)], what: inotify::ReadFlags, name: &str) -> usize {
+    seen.iter()
+        .position(|(events, seen)| events.contains(what) && seen == name)
+        .unwrap_or_else(|| panic!("no {what:?} of {name}: {seen:?}"))
+}
+
+#[test]
+fn watchers_see_data_moved_into_place_and_no_visible_name_change() {
+    let dir = shm();
+    let mut directory = open(dir.path());
+    replace(&mut directory, &[("a", "1")]);
+    let seen = events(&dir, &mut directory, &[("a", "2")]);
+    let made = place(&seen, inotify::ReadFlags::CREATE, directory.generation().unwrap());
+    let linked = place(&seen, inotify::ReadFlags::CREATE, DATA_NEXT);
+    let moved = place(&seen, inotify::ReadFlags::MOVED_TO, DATA);
     assert!(made < linked && linked < moved, "{seen:?}");
     assert!(!seen.iter().any(|(_, name)| name == "a"), "{seen:?}");
+}
+
+#[test]
+fn names_go_before_the_files_change_and_come_after() {
+    let dir = shm();
+    let mut directory = open(dir.path());
+    replace(&mut directory, &[("stays", "1"), ("goes", "1")]);
+    let seen = events(&dir, &mut directory, &[("stays", "2"), ("comes", "2")]);
+    let goes = place(&seen, inotify::ReadFlags::DELETE, "goes");
+    let moved = place(&seen, inotify::ReadFlags::MOVED_TO, DATA);
+    let comes = place(&seen, inotify::ReadFlags::MOVED_TO, "comes");
+    assert!(goes < moved && moved < comes, "{seen:?}");
+    assert!(!seen.iter().any(|(_, name)| name == "stays"), "{seen:?}");
 }
 
 /// Runs the test `name` of this module again in a process of its own, after `setup` in a shell.

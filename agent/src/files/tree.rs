@@ -61,12 +61,13 @@ fn overwrite_within(parent: &OwnedFd, depth: usize) {
     let Some(depth) = depth.checked_sub(1) else { return };
     for name in names(parent).unwrap_or_default() {
         let Ok(stat) = fs::statat(parent, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) else { continue };
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => {
-                directory(parent, &name).into_iter().for_each(|inner| overwrite_within(&inner, depth));
-            }
-            FileType::RegularFile => regardless(overwrite_file(parent, &name, stat.st_size)),
-            _ => {}
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::RegularFile {
+            regardless(overwrite_file(parent, &name, stat.st_size));
+        } else if kind == FileType::Directory
+            && let Ok(inner) = directory(parent, &name)
+        {
+            overwrite_within(&inner, depth);
         }
     }
 }
@@ -122,9 +123,10 @@ fn count_files(parent: &OwnedFd, depth: usize) -> Result<usize, Errno> {
     let mut files = 0;
     for name in names(parent)? {
         let stat = fs::statat(parent, name.as_str(), AtFlags::SYMLINK_NOFOLLOW)?;
-        files += match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => count_files(&directory(parent, &name)?, depth)?,
-            _ => 1,
+        files += if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            count_files(&directory(parent, &name)?, depth)?
+        } else {
+            1
         };
     }
     Ok(files)

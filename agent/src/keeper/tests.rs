@@ -58,7 +58,7 @@ impl Scene {
 }
 
 fn publish(id: &str, sa: &str, keys: &[(&str, &str)], dir: Option<&Path>) -> Publish {
-    let stores = StoreNames::new(["s", "slow"]);
+    let stores = StoreNames::from_iter(["s", "slow"]);
     let attributes = keys.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
     Publish {
         id: VolumeId::from(id),
@@ -100,7 +100,7 @@ const SECRET: &[(&str, &str)] = &[("secret.countersign.dev/a", "s:a")];
 async fn ok_means_that_the_files_are_there() {
     let (scene, dir) = (Scene::new(), directory());
     scene.publish("v", "a", SECRET, Some(dir.path())).await.unwrap();
-    assert_eq!(read(&dir, "a"), "\"one\"");
+    assert_eq!(read(&dir, "a"), "one");
     // A republish brings a token and nothing else: nobody is asked.
     scene.publish("v", "a", SECRET, None).await.unwrap();
     assert_eq!((scene.sources().reads(), scene.sources().signed()), (1, 1));
@@ -129,7 +129,7 @@ async fn a_changed_secret_reaches_the_files_by_itself() {
     scene.publish("v", "a", SECRET, Some(dir.path())).await.unwrap();
     scene.sources().put("a", "two");
     tokio::time::sleep(MINUTE * 2).await;
-    assert_eq!(read(&dir, "a"), "\"two\"");
+    assert_eq!(read(&dir, "a"), "two");
     scene.end().await;
 }
 
@@ -140,13 +140,13 @@ async fn trouble_keeps_the_files_and_a_republish_never_fails() {
     scene.sources().fail(down());
     tokio::time::sleep(MINUTE * 10).await;
     scene.publish("v", "a", SECRET, None).await.unwrap();
-    assert_eq!(read(&dir, "a"), "\"one\"");
+    assert_eq!(read(&dir, "a"), "one");
     let reads = scene.sources().reads();
     assert!((10..=20).contains(&reads), "backoff, not a storm: {reads} reads in ten minutes");
     scene.sources().put("a", "two");
     scene.sources().heal();
     tokio::time::sleep(MINUTE * 2).await;
-    assert_eq!(read(&dir, "a"), "\"two\"");
+    assert_eq!(read(&dir, "a"), "two");
     scene.end().await;
 }
 
@@ -159,7 +159,7 @@ async fn while_one_store_is_down_the_rest_goes_on() {
     scene.sources().fail(down());
     tokio::time::sleep(Duration::from_secs(160)).await;
     assert_eq!(read(&dir, "t"), "jwt 2 for aud");
-    assert_eq!(read(&dir, "a"), "\"one\"");
+    assert_eq!(read(&dir, "a"), "one");
     scene.end().await;
 }
 
@@ -179,18 +179,18 @@ async fn an_identity_is_renewed_at_half_its_life_and_kept_when_that_fails() {
     // Half of the second one's life has passed: secrets are still refreshed in its name.
     scene.sources().put("a", "two");
     tokio::time::sleep(MINUTE * 2).await;
-    assert_eq!((read(&dir, "a"), read(&dir, "k")), ("\"two\"".into(), second.clone()));
+    assert_eq!((read(&dir, "a"), read(&dir, "k")), ("two".into(), second.clone()));
     // It has expired: no store is asked any more, and the files stay.
     tokio::time::sleep(MINUTE * 20).await;
     let reads = scene.sources().reads();
     scene.sources().put("a", "three");
     tokio::time::sleep(MINUTE * 20).await;
     assert_eq!(scene.sources().reads(), reads);
-    assert_eq!((read(&dir, "a"), read(&dir, "k")), ("\"two\"".into(), second));
+    assert_eq!((read(&dir, "a"), read(&dir, "k")), ("two".into(), second));
     scene.sources().fail_identity(None);
     // A fresh token wakes it up at once.
     scene.publish("v", "a", &keys, None).await.unwrap();
-    assert_eq!(read(&dir, "a"), "\"three\"");
+    assert_eq!(read(&dir, "a"), "three");
     scene.end().await;
 }
 
@@ -222,7 +222,7 @@ async fn what_is_forgotten_is_wiped_and_what_is_only_unlisted_is_let_go() {
     let held = scene.handle.reconcile(vec![VolumeId::from("3"), VolumeId::from("9")]).await.unwrap();
     assert_eq!(held, [VolumeId::from("3")]);
     // A list that was wrong must not cost a pod its files.
-    assert_eq!(read(&two, "a"), "\"one\"");
+    assert_eq!(read(&two, "a"), "one");
     scene.handle.forget(VolumeId::from("never")).await.unwrap();
     scene.end().await;
 }
@@ -238,14 +238,14 @@ async fn a_provisional_directory_is_closed_before_the_answer_and_replaced_by_the
     };
     let first = Publish { provisional: true, ..publish("v", "a", SECRET, Some(dir.path())) };
     scene.handle.publish(first).await.unwrap();
-    assert_eq!((read(&dir, "a"), links_to(dir.path())), ("\"one\"".into(), 0));
+    assert_eq!((read(&dir, "a"), links_to(dir.path())), ("one".into(), 0));
     assert!(scene.handle.reconcile(vec![VolumeId::from("v")]).await.unwrap().is_empty());
     scene.publish("v", "a", SECRET, Some(dir.path())).await.unwrap();
     assert!(links_to(dir.path()) > 0);
     assert_eq!((scene.sources().reads(), scene.sources().signed()), (1, 1));
     scene.sources().put("a", "two");
     tokio::time::sleep(MINUTE * 2).await;
-    assert_eq!(read(&dir, "a"), "\"two\"");
+    assert_eq!(read(&dir, "a"), "two");
     scene.end().await;
 }
 
@@ -257,11 +257,11 @@ async fn a_new_agent_takes_over_filled_volumes_though_everything_is_down() {
     let after = Scene::new();
     after.sources().fail(down());
     after.publish("v", "a", SECRET, Some(dir.path())).await.unwrap();
-    assert_eq!(read(&dir, "a"), "\"one\"");
+    assert_eq!(read(&dir, "a"), "one");
     after.sources().put("a", "two");
     after.sources().heal();
     tokio::time::sleep(MINUTE * 2).await;
-    assert_eq!(read(&dir, "a"), "\"two\"");
+    assert_eq!(read(&dir, "a"), "two");
     after.end().await;
 }
 
@@ -281,7 +281,7 @@ async fn a_storm_reads_once_for_each_identity_and_secret() {
     tokio::time::sleep(MINUTE * 10).await;
     let reads = scene.sources().reads();
     assert!((25 * 9..=25 * 13).contains(&reads), "{reads}");
-    assert!(dirs.iter().all(|dir| read(dir, "a") == "\"one\""));
+    assert!(dirs.iter().all(|dir| read(dir, "a") == "one"));
     scene.end().await;
 }
 
@@ -297,7 +297,7 @@ async fn a_volume_published_anew_is_not_disturbed_by_the_turn_of_the_one_before(
     };
     let (first, second) = tokio::join!(first, second);
     assert_eq!((first, second), (Err(Error::Forgotten), Ok(())));
-    assert_eq!(read(&new, "a"), "\"one\"");
+    assert_eq!(read(&new, "a"), "one");
     scene.end().await;
 }
 
@@ -309,7 +309,7 @@ async fn what_comes_during_a_turn_is_taken_in_after_it() {
     for published in futures_util::future::join_all(publishes).await {
         published.unwrap();
     }
-    assert_eq!((scene.sources().reads(), read(&dir, "a")), (1, "\"one\"".into()));
+    assert_eq!((scene.sources().reads(), read(&dir, "a")), (1, "one".into()));
     scene.end().await;
 }
 
@@ -319,7 +319,7 @@ async fn more_than_the_volume_holds_is_refused_before_a_byte_is_written() {
     scene.sources().put("a", &"x".repeat(2 << 20));
     let error = scene.publish("v", "a", SECRET, Some(dir.path())).await.unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition);
-    assert!(error.to_string().contains("2097154 bytes, the volume holds 1048576"), "{error}");
+    assert!(error.to_string().contains("2097152 bytes, the volume holds 1048576"), "{error}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     scene.end().await;
 }

@@ -68,13 +68,11 @@ fn unknown(domain: &str, name: &str) -> Problem {
     if names.is_empty() {
         return Problem::new(format!("unknown key; did you mean {near}/{name}?"));
     }
-    match suggest::nearest(name, names.iter().copied()) {
-        Some(name) => Problem::new(format!("unknown key; did you mean {near}/{name}?")),
-        None => {
-            let keys: Vec<String> = names.iter().map(|name| format!("{near}/{name}")).collect();
-            Problem::new(format!("unknown key; known are {}; a file is {SECRET}/<file>", keys.join(", ")))
-        }
+    if let Some(name) = suggest::nearest(name, names.iter().copied()) {
+        return Problem::new(format!("unknown key; did you mean {near}/{name}?"));
     }
+    let keys: Vec<String> = names.iter().map(|name| format!("{near}/{name}")).collect();
+    Problem::new(format!("unknown key; known are {}; a file is {SECRET}/<file>", keys.join(", ")))
 }
 
 fn without_slash(key: &str) -> Problem {

@@ -419,7 +419,10 @@ mod tests {
 
         #[test]
         fn anything_gets_an_answer(text in "\\PC{0,60}|.{0,60}") {
-            let _ = Reference::parse(&text, &stores());
+            match Reference::parse(&text, &stores()) {
+                Ok(reference) => prop_assert!(!reference.source.path.is_empty()),
+                Err(problem) => prop_assert!(!problem.to_string().is_empty()),
+            }
         }
     }
 }

@@ -1,0 +1,330 @@
+//! The rules an SVID must keep before it is used (X509-SVID §§2-5, JWT-SVID §§2-3, RFC 5280 §6).
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::Algorithm;
+use jsonwebtoken::dangerous::insecure_decode;
+use rustls::RootCertStore;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::ParsedCertificate;
+use serde::Deserialize;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer as _;
+
+use crate::identity::token::Audiences;
+use crate::secret::Secret;
+use crate::spiffe::{SpiffeId, TrustDomain};
+
+/// The rule an SVID breaks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// There is no certificate.
+    #[error("no certificate came")]
+    Empty,
+    /// Bytes that are no certificate, or more than one in an element.
+    #[error("{which} is no DER certificate")]
+    Der {
+        /// The leaf, an intermediate or a root.
+        which: &'static str,
+    },
+    /// An extension appears twice or can't be read.
+    #[error("{which} has a {extension} extension that is doubled or malformed")]
+    Extension {
+        /// The leaf, an intermediate or a root.
+        which: &'static str,
+        /// Its name.
+        extension: &'static str,
+    },
+    /// Not one URI name.
+    #[error("the leaf has {found} URI names instead of exactly one")]
+    UriNames {
+        /// How many there are.
+        found: usize,
+    },
+    /// A URI name that is no SPIFFE ID.
+    #[error("the URI name is no SPIFFE ID: {problem}")]
+    NoSpiffeId {
+        /// What is wrong with it.
+        problem: crate::spiffe::SpiffeIdError,
+    },
+    /// The ID of a trust domain, which no workload has.
+    #[error("{0} has no path, so it names a trust domain and no workload")]
+    NoPath(SpiffeId),
+    /// Another trust domain's.
+    #[error("it is of trust domain {found} instead of {expected}")]
+    TrustDomain {
+        /// Its trust domain.
+        found: TrustDomain,
+        /// Ours.
+        expected: TrustDomain,
+    },
+    /// Another workload's.
+    #[error("it is for {found} instead of {expected}")]
+    AnotherId {
+        /// Its ID.
+        found: SpiffeId,
+        /// The one asked for.
+        expected: SpiffeId,
+    },
+    /// A leaf that is an authority.
+    #[error("the leaf is a certificate authority")]
+    LeafIsAuthority,
+    /// Key usage is missing, not critical, or without what the SVID needs.
+    #[error("the leaf's key usage must be critical and have digitalSignature")]
+    KeyUsage,
+    /// Key usage of an authority in a leaf.
+    #[error("the leaf's key usage has keyCertSign or cRLSign")]
+    SigningUsage,
+    /// Extended key usage is there, and lacks one of the two.
+    #[error("the leaf's extended key usage must have serverAuth and clientAuth")]
+    ExtendedKeyUsage,
+    /// Somebody else's key.
+    #[error("the leaf is for another key")]
+    AnotherKey,
+    /// An intermediate or root that may not sign certificates.
+    #[error("{which} is no certificate authority with critical keyCertSign")]
+    NotAuthority {
+        /// An intermediate or a root.
+        which: &'static str,
+    },
+    /// An authority with a workload's name.
+    #[error("{which} has a SPIFFE ID with a path, or of another trust domain")]
+    AuthorityName {
+        /// An intermediate or a root.
+        which: &'static str,
+    },
+    /// Not valid now.
+    #[error("it is valid from Unix time {from} to {to}, and it is {now}")]
+    Time {
+        /// Begin, Unix seconds.
+        from: i64,
+        /// End, Unix seconds.
+        to: i64,
+        /// Now, Unix seconds.
+        now: i64,
+    },
+    /// No path from leaf to root.
+    #[error("its chain does not lead to a root of the bundle: {0}")]
+    Chain(String),
+    /// No JWT.
+    #[error("it is no JWT")]
+    Jwt,
+    /// A JOSE header that is not allowed.
+    #[error("its header must have an asymmetric alg, a kid, and JWT or JOSE as typ if any")]
+    Header,
+    /// A JWT for others.
+    #[error("its audience is not exactly the one asked for")]
+    Audience,
+    /// A JWT for another workload.
+    #[error("its subject is not {0}")]
+    Subject(SpiffeId),
+    /// A JWT without end, or past it.
+    #[error("it has no exp claim, or is past it")]
+    Expired,
+}
+
+const LEAF: &str = "the leaf";
+const INTERMEDIATE: &str = "an intermediate";
+const ROOT: &str = "a root";
+
+/// Checks an X.509-SVID for `expected` and the key with `public_key_info`, at `now`; answers when it begins and
+/// ends.
+pub(crate) fn verify_x509(
+    chain: &[Vec<u8>],
+    roots: &[Vec<u8>],
+    expected: &SpiffeId,
+    public_key_info: &[u8],
+    now: SystemTime,
+) -> Result<(SystemTime, SystemTime), Broken> {
+    let (leaf_der, intermediates) = chain.split_first().ok_or(Broken::Empty)?;
+    let leaf = parse(leaf_der, LEAF)?;
+    check_name(&leaf, expected)?;
+    check_leaf_usage(&leaf)?;
+    if leaf.public_key().raw != public_key_info {
+        return Err(Broken::AnotherKey);
+    }
+    for der in intermediates {
+        check_authority(&parse(der, INTERMEDIATE)?, INTERMEDIATE, expected.trust_domain())?;
+    }
+    for der in roots {
+        check_authority(&parse(der, ROOT)?, ROOT, expected.trust_domain())?;
+    }
+    let (from, to) = (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
+    let seconds = unix(now);
+    if seconds < from || seconds > to {
+        return Err(Broken::Time { from, to, now: seconds });
+    }
+    check_chain(leaf_der, intermediates, roots, now)?;
+    Ok((moment(from), moment(to)))
+}
+
+fn parse<'a>(der: &'a [u8], which: &'static str) -> Result<X509Certificate<'a>, Broken> {
+    match X509Certificate::from_der(der) {
+        Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+        Ok(_) | Err(_) => Err(Broken::Der { which }),
+    }
+}
+
+/// The URI names of a certificate.
+fn uris<'a>(certificate: &'a X509Certificate<'_>, which: &'static str) -> Result<Vec<&'a str>, Broken> {
+    let names = certificate
+        .subject_alternative_name()
+        .map_err(|_| Broken::Extension { which, extension: "subject alternative name" })?;
+    let uri = |name: &'a GeneralName<'_>| {
+        if let GeneralName::URI(uri) = name { Some(*uri) } else { None }
+    };
+    Ok(names.map(|names| names.value.general_names.iter().filter_map(uri).collect()).unwrap_or_default())
+}
+
+fn check_name(leaf: &X509Certificate<'_>, expected: &SpiffeId) -> Result<(), Broken> {
+    let uris = uris(leaf, LEAF)?;
+    let [uri] = uris.as_slice() else {
+        return Err(Broken::UriNames { found: uris.len() });
+    };
+    let id: SpiffeId = uri.parse().map_err(|problem| Broken::NoSpiffeId { problem })?;
+    if id.path().is_empty() {
+        return Err(Broken::NoPath(id));
+    }
+    if id.trust_domain() != expected.trust_domain() {
+        let (found, expected) = (id.trust_domain().clone(), expected.trust_domain().clone());
+        return Err(Broken::TrustDomain { found, expected });
+    }
+    if id != *expected {
+        return Err(Broken::AnotherId { found: id, expected: expected.clone() });
+    }
+    Ok(())
+}
+
+fn check_leaf_usage(leaf: &X509Certificate<'_>) -> Result<(), Broken> {
+    let bad = |extension| Broken::Extension { which: LEAF, extension };
+    let constraints = leaf.basic_constraints().map_err(|_| bad("basic constraints"))?;
+    if constraints.is_some_and(|constraints| constraints.value.ca) {
+        return Err(Broken::LeafIsAuthority);
+    }
+    let usage = leaf.key_usage().map_err(|_| bad("key usage"))?.ok_or(Broken::KeyUsage)?;
+    if !usage.critical || !usage.value.digital_signature() {
+        return Err(Broken::KeyUsage);
+    }
+    if usage.value.key_cert_sign() || usage.value.crl_sign() {
+        return Err(Broken::SigningUsage);
+    }
+    let extended = leaf.extended_key_usage().map_err(|_| bad("extended key usage"))?;
+    if extended.is_some_and(|extended| !extended.value.server_auth || !extended.value.client_auth) {
+        return Err(Broken::ExtendedKeyUsage);
+    }
+    Ok(())
+}
+
+/// Checks a signing certificate (X509-SVID §§3.2, 4): the path validation of the TLS library does not look at
+/// key usage or names.
+pub(crate) fn check_authority(
+    certificate: &X509Certificate<'_>,
+    which: &'static str,
+    domain: &TrustDomain,
+) -> Result<(), Broken> {
+    let constraints = certificate
+        .basic_constraints()
+        .map_err(|_| Broken::Extension { which, extension: "basic constraints" })?;
+    let usage = certificate.key_usage().map_err(|_| Broken::Extension { which, extension: "key usage" })?;
+    let may_sign = usage.is_some_and(|usage| usage.critical && usage.value.key_cert_sign());
+    if !constraints.is_some_and(|constraints| constraints.value.ca) || !may_sign {
+        return Err(Broken::NotAuthority { which });
+    }
+    let ours = |uri: &&str| {
+        uri.parse().is_ok_and(|id: SpiffeId| id.path().is_empty() && id.trust_domain() == domain)
+    };
+    let spiffe: Vec<_> =
+        uris(certificate, which)?.into_iter().filter(|uri| uri.starts_with("spiffe:")).collect();
+    if !spiffe.iter().all(ours) {
+        return Err(Broken::AuthorityName { which });
+    }
+    Ok(())
+}
+
+fn check_chain(
+    leaf: &[u8],
+    intermediates: &[Vec<u8>],
+    roots: &[Vec<u8>],
+    now: SystemTime,
+) -> Result<(), Broken> {
+    let leaf = CertificateDer::from(leaf);
+    let parsed = ParsedCertificate::try_from(&leaf).map_err(|error| Broken::Chain(error.to_string()))?;
+    let mut anchors = RootCertStore::empty();
+    for root in roots {
+        anchors
+            .add(CertificateDer::from(root.as_slice()))
+            .map_err(|error| Broken::Chain(error.to_string()))?;
+    }
+    let intermediates: Vec<_> =
+        intermediates.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+    let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+    let algorithms = default_provider().signature_verification_algorithms;
+    verify_server_cert_signed_by_trust_anchor(&parsed, &anchors, &intermediates, now, algorithms.all)
+        .map_err(|error| Broken::Chain(error.to_string()))
+}
+
+/// JWT-SVID §2.1: nothing symmetric, and nothing else.
+const ALGORITHMS: [Algorithm; 8] = [
+    Algorithm::RS256,
+    Algorithm::RS384,
+    Algorithm::RS512,
+    Algorithm::ES256,
+    Algorithm::ES384,
+    Algorithm::PS256,
+    Algorithm::PS384,
+    Algorithm::PS512,
+];
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: Option<String>,
+    #[serde(default)]
+    aud: Audiences,
+    exp: Option<i64>,
+}
+
+/// Checks a JWT-SVID for `expected` and this one audience, at `now`; answers when it ends.
+///
+/// Its signature is not checked: the token was minted for this very call and came over a connection that the
+/// issuer authenticated with the trust domain's own root, so the signature would repeat what TLS has shown. Who
+/// is handed the token checks it.
+pub(crate) fn verify_jwt(
+    token: &Secret,
+    expected: &SpiffeId,
+    audience: &str,
+    now: SystemTime,
+) -> Result<SystemTime, Broken> {
+    let jwt = insecure_decode::<Claims>(token.expose()).map_err(|_| Broken::Jwt)?;
+    let asymmetric = ALGORITHMS.contains(&jwt.header.alg);
+    let typed = jwt.header.typ.as_deref().is_none_or(|typ| typ == "JWT" || typ == "JOSE");
+    if !asymmetric || !typed || jwt.header.kid.as_deref().is_none_or(str::is_empty) {
+        return Err(Broken::Header);
+    }
+    if jwt.claims.sub.as_deref() != Some(expected.as_str()) {
+        return Err(Broken::Subject(expected.clone()));
+    }
+    let narrow = match &jwt.claims.aud {
+        Audiences::One(one) => one == audience,
+        Audiences::Many(many) => many.as_slice() == [audience],
+    };
+    if !narrow {
+        return Err(Broken::Audience);
+    }
+    let ends = jwt.claims.exp.filter(|exp| *exp > unix(now)).ok_or(Broken::Expired)?;
+    Ok(moment(ends))
+}
+
+pub(crate) fn unix(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+pub(crate) fn moment(unix: i64) -> SystemTime {
+    UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(unix).unwrap_or(0))).unwrap_or(UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests;

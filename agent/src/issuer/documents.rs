@@ -1,0 +1,76 @@
+//! The documents and the state of health, over HTTP.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use crate::issuer::bundle;
+use crate::issuer::config::Config;
+use crate::issuer::keys::Keys;
+use crate::issuer::metrics::Metrics;
+
+/// What the documents are made of.
+pub(crate) struct Documents {
+    pub(crate) config: Arc<Config>,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Bundle, keys and discovery.
+pub(crate) fn documents(documents: Arc<Documents>) -> Router {
+    Router::new()
+        .route("/bundle", get(spiffe_bundle))
+        .route("/keys", get(key_set))
+        .route("/.well-known/openid-configuration", get(discovery))
+        .with_state(documents)
+}
+
+/// The same and health and metrics, which are for inside the cluster.
+pub(crate) fn with_health(state: Arc<Documents>) -> Router {
+    let health = Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(Arc::clone(&state));
+    documents(state).merge(health)
+}
+
+fn json(document: &serde_json::Value) -> Response {
+    let headers = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "max-age=60")];
+    (headers, document.to_string()).into_response()
+}
+
+async fn spiffe_bundle(State(state): State<Arc<Documents>>) -> Response {
+    json(&bundle::spiffe(&state.keys))
+}
+
+async fn key_set(State(state): State<Arc<Documents>>) -> Response {
+    json(&bundle::key_set(&state.keys))
+}
+
+async fn discovery(State(state): State<Arc<Documents>>) -> Response {
+    match &state.config.oidc_issuer {
+        Some(issuer) => json(&bundle::discovery(issuer)),
+        None => (StatusCode::NOT_FOUND, "no OIDC issuer is configured; set --oidc-issuer\n").into_response(),
+    }
+}
+
+async fn ready(State(state): State<Arc<Documents>>) -> Response {
+    let now = state.config.clock.wall();
+    match state.keys.signing(now) {
+        Some(generation) if generation.root.not_after > now => "ready\n".into_response(),
+        Some(_) | None => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the root certificate has ended\n").into_response()
+        }
+    }
+}
+
+async fn metrics(State(state): State<Arc<Documents>>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(CONTENT_TYPE, kind)], state.metrics.text()).into_response()
+}
