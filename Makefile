@@ -1,6 +1,6 @@
 # What people and CI call: CI calls nothing else. Each target has one line that `make help` shows.
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint bench
+.PHONY: help demo test soak lint bench conformance fuzz deny
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -26,3 +26,13 @@ lint: ## formatting, clippy and rustdoc, warnings refused
 bench: ## measure, and print the figures beside their targets
 	cargo build --release --quiet --bin countersign-driver --bin countersign-agent --bin countersign-bench
 	@$(TARGET)/release/countersign-bench
+
+conformance: ## run csi-sanity against the real driver (needs Go, for csi-sanity)
+	cargo build --workspace --bins
+	@$(TARGET)/debug/countersign-conformance --csi-sanity "$$(conformance/tools.sh csi-sanity)"
+
+fuzz: ## fuzz every parser of foreign text for a while (COUNTERSIGN_FUZZ_SECONDS=n, 20 each)
+	@fuzz/run.sh $(or $(COUNTERSIGN_FUZZ_SECONDS),20)
+
+deny: ## look at licences, bans and sources of all dependencies
+	@"$$(conformance/tools.sh cargo-deny)" check bans licenses sources

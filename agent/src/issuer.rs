@@ -2,9 +2,9 @@
 //!
 //! It believes nobody's word on who a pod is. The calling agent shows its own pod-bound token, and for the
 //! workload either the token kubelet handed over with the publish, or a ticket of an earlier answer with a fresh
-//! signature by the SVID's key ([`ticket`]). A reviewer ([`review`]) turns tokens into facts; [`admit`] holds
-//! them against each other (the pod must be the one named, and on the caller's node); only then [`sign`] and
-//! [`jwt`] write what the facts say. Keys live in memory, or come from one file ([`root`]).
+//! signature by the SVID's key (`ticket` says why that is safe). A reviewer (`review`) turns tokens into facts;
+//! `admit` holds them against each other (the pod must be the one named, and on the caller's node); only then
+//! `sign` and `jwt` write what the facts say. Keys live in memory, or come from one file (`root`).
 
 mod admit;
 mod bundle;

@@ -26,7 +26,7 @@ use crate::tokens::{AUDIENCE, Cluster};
 use crate::wall;
 
 pub use registration::Plugin;
-pub use socket::csi_node;
+pub use socket::{csi_identity, csi_node};
 pub use volume::{PodVolume, State, Trouble};
 
 /// Where kubelet puts the tokens of `tokenRequests`.

@@ -152,7 +152,7 @@ impl Embedded {
         }
         let living = current.filter(|current| unix(current.x509.not_after) > now);
         if let Some(current) = living {
-            return self.renewal(current, now, subject);
+            return Self::renewal(current, now, subject);
         }
         let token = match (ours, ends) {
             (None, _) => format!(
@@ -175,7 +175,7 @@ impl Embedded {
         })
     }
 
-    fn renewal(&self, current: &Identity, signed_at: i64, subject: &[u8]) -> Result<wire::Proof, Error> {
+    fn renewal(current: &Identity, signed_at: i64, subject: &[u8]) -> Result<wire::Proof, Error> {
         let message = renewal::message(&current.ticket, signed_at, subject);
         let signature = PrivateKey::from_der(current.x509.key.expose())
             .and_then(|key| key.sign_message(&message))
@@ -208,7 +208,7 @@ impl Embedded {
     ) -> Result<T, Error> {
         match tokio::time::timeout(DEADLINE, call).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(self.from_status(&status)),
+            Ok(Err(status)) => Err(self.refusal(&status)),
             Err(_) => Err(unavailable(format!(
                 "the issuer at {} did not answer within {} s",
                 self.issuer.address(),
@@ -218,7 +218,7 @@ impl Embedded {
     }
 
     /// The issuer's codes become ours: who can heal it decides.
-    fn from_status(&self, status: &Status) -> Error {
+    fn refusal(&self, status: &Status) -> Error {
         let address = self.issuer.address();
         match status.code() {
             Code::Unauthenticated => {

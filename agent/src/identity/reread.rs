@@ -37,6 +37,8 @@ struct Stamp {
     changed: (i64, i64),
 }
 
+type Parse<T> = Box<dyn Fn(&[u8]) -> Result<T, String> + Send + Sync>;
+
 struct Seen<T> {
     stamp: Stamp,
     at: Instant,
@@ -49,8 +51,14 @@ pub(crate) struct Reread<T> {
     what: &'static str,
     path: PathBuf,
     clock: Clock,
-    parse: Box<dyn Fn(&[u8]) -> Result<T, String> + Send + Sync>,
-    seen: Mutex<Option<Seen<T>>>,
+    parse: Parse<T>,
+    state: Mutex<State<T>>,
+}
+
+struct State<T> {
+    seen: Option<Seen<T>>,
+    /// What was last warned of, so that it is said once and not at every look.
+    problem: Option<RereadError>,
 }
 
 impl<T> Reread<T> {
@@ -62,7 +70,13 @@ impl<T> Reread<T> {
         clock: Clock,
         parse: impl Fn(&[u8]) -> Result<T, String> + Send + Sync + 'static,
     ) -> Self {
-        Self { what, path: path.into(), clock, parse: Box::new(parse), seen: Mutex::new(None) }
+        Self {
+            what,
+            path: path.into(),
+            clock,
+            parse: Box::new(parse),
+            state: Mutex::new(State { seen: None, problem: None }),
+        }
     }
 
     /// Where it is.
@@ -72,9 +86,9 @@ impl<T> Reread<T> {
 
     /// The value of the file as it is now, or was when it last had one.
     pub(crate) async fn current(&self) -> Result<Arc<T>, RereadError> {
-        let mut seen = self.seen.lock().await;
+        let mut state = self.state.lock().await;
         let stamp = self.stamp().await;
-        if let (Some(last), Ok(stamp)) = (&*seen, &stamp)
+        if let (Some(last), Ok(stamp)) = (&state.seen, &stamp)
             && last.stamp == *stamp
             && self.clock.now().duration_since(last.at) < MAX_AGE
         {
@@ -84,15 +98,19 @@ impl<T> Reread<T> {
             Ok(stamp) => self.read(stamp).await,
             Err(error) => Err(error),
         };
-        match (read, &*seen) {
+        match (read, &state.seen) {
             (Ok(new), _) => {
                 let value = Arc::clone(&new.value);
-                *seen = Some(new);
+                *state = State { seen: Some(new), problem: None };
                 Ok(value)
             }
             (Err(problem), Some(last)) => {
-                tracing::warn!(%problem, "going on with its last good content");
-                Ok(Arc::clone(&last.value))
+                let value = Arc::clone(&last.value);
+                if state.problem.as_ref() != Some(&problem) {
+                    tracing::warn!(%problem, "going on with its last good content");
+                    state.problem = Some(problem);
+                }
+                Ok(value)
             }
             (Err(problem), None) => Err(problem),
         }

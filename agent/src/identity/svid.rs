@@ -1,5 +1,7 @@
 //! The rules an SVID must keep before it is used (X509-SVID §§2-5, JWT-SVID §§2-3, RFC 5280 §6).
 
+mod broken;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::Algorithm;
@@ -14,117 +16,11 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 
+pub use broken::Broken;
+
 use crate::identity::token::Audiences;
 use crate::secret::Secret;
 use crate::spiffe::{SpiffeId, TrustDomain};
-
-/// The rule an SVID breaks.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
-    /// There is no certificate.
-    #[error("no certificate came")]
-    Empty,
-    /// Bytes that are no certificate, or more than one in an element.
-    #[error("{which} is no DER certificate")]
-    Der {
-        /// The leaf, an intermediate or a root.
-        which: &'static str,
-    },
-    /// An extension appears twice or can't be read.
-    #[error("{which} has a {extension} extension that is doubled or malformed")]
-    Extension {
-        /// The leaf, an intermediate or a root.
-        which: &'static str,
-        /// Its name.
-        extension: &'static str,
-    },
-    /// Not one URI name.
-    #[error("the leaf has {found} URI names instead of exactly one")]
-    UriNames {
-        /// How many there are.
-        found: usize,
-    },
-    /// A URI name that is no SPIFFE ID.
-    #[error("the URI name is no SPIFFE ID: {problem}")]
-    NoSpiffeId {
-        /// What is wrong with it.
-        problem: crate::spiffe::SpiffeIdError,
-    },
-    /// The ID of a trust domain, which no workload has.
-    #[error("{0} has no path, so it names a trust domain and no workload")]
-    NoPath(SpiffeId),
-    /// Another trust domain's.
-    #[error("it is of trust domain {found} instead of {expected}")]
-    TrustDomain {
-        /// Its trust domain.
-        found: TrustDomain,
-        /// Ours.
-        expected: TrustDomain,
-    },
-    /// Another workload's.
-    #[error("it is for {found} instead of {expected}")]
-    AnotherId {
-        /// Its ID.
-        found: SpiffeId,
-        /// The one asked for.
-        expected: SpiffeId,
-    },
-    /// A leaf that is an authority.
-    #[error("the leaf is a certificate authority")]
-    LeafIsAuthority,
-    /// Key usage is missing, not critical, or without what the SVID needs.
-    #[error("the leaf's key usage must be critical and have digitalSignature")]
-    KeyUsage,
-    /// Key usage of an authority in a leaf.
-    #[error("the leaf's key usage has keyCertSign or cRLSign")]
-    SigningUsage,
-    /// Extended key usage is there, and lacks one of the two.
-    #[error("the leaf's extended key usage must have serverAuth and clientAuth")]
-    ExtendedKeyUsage,
-    /// Somebody else's key.
-    #[error("the leaf is for another key")]
-    AnotherKey,
-    /// An intermediate or root that may not sign certificates.
-    #[error("{which} is no certificate authority with critical keyCertSign")]
-    NotAuthority {
-        /// An intermediate or a root.
-        which: &'static str,
-    },
-    /// An authority with a workload's name.
-    #[error("{which} has a SPIFFE ID with a path, or of another trust domain")]
-    AuthorityName {
-        /// An intermediate or a root.
-        which: &'static str,
-    },
-    /// Not valid now.
-    #[error("it is valid from Unix time {from} to {to}, and it is {now}")]
-    Time {
-        /// Begin, Unix seconds.
-        from: i64,
-        /// End, Unix seconds.
-        to: i64,
-        /// Now, Unix seconds.
-        now: i64,
-    },
-    /// No path from leaf to root.
-    #[error("its chain does not lead to a root of the bundle: {0}")]
-    Chain(String),
-    /// No JWT.
-    #[error("it is no JWT")]
-    Jwt,
-    /// A JOSE header that is not allowed.
-    #[error("its header must have an asymmetric alg, a kid, and JWT or JOSE as typ if any")]
-    Header,
-    /// A JWT for others.
-    #[error("its audience is not exactly the one asked for")]
-    Audience,
-    /// A JWT for another workload.
-    #[error("its subject is not {0}")]
-    Subject(SpiffeId),
-    /// A JWT without end, or past it.
-    #[error("it has no exp claim, or is past it")]
-    Expired,
-}
 
 const LEAF: &str = "the leaf";
 const INTERMEDIATE: &str = "an intermediate";
@@ -163,7 +59,7 @@ pub(crate) fn verify_x509(
 
 fn parse<'a>(der: &'a [u8], which: &'static str) -> Result<X509Certificate<'a>, Broken> {
     match X509Certificate::from_der(der) {
-        Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+        Ok(([], certificate)) => Ok(certificate),
         Ok(_) | Err(_) => Err(Broken::Der { which }),
     }
 }

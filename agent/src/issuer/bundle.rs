@@ -6,41 +6,56 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::issuer::jwt::JwtKey;
+use crate::issuer::jwt::{JwtKey, PublicJwk};
 use crate::issuer::keys::{Keys, REFRESH_HINT};
+use crate::issuer::root::Root;
+
+/// A key of a JWK Set.
+#[derive(Serialize)]
+struct Key<'a> {
+    #[serde(flatten)]
+    public: &'a PublicJwk,
+    #[serde(rename = "use")]
+    usage: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alg: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kid: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    x5c: Option<[String; 1]>,
+}
+
+impl<'a> Key<'a> {
+    fn of_jwts(key: &'a JwtKey, usage: &'static str) -> Self {
+        Self { public: key.public(), usage, alg: Some("ES256"), kid: Some(key.kid()), x5c: None }
+    }
+
+    fn of_root(root: &'a Root) -> Self {
+        let x5c = [STANDARD.encode(&root.der)];
+        Self { public: &root.public, usage: "x509-svid", alg: None, kid: None, x5c: Some(x5c) }
+    }
+}
 
 /// The SPIFFE bundle: a JWK Set with the roots, the JWT keys, a sequence number and a refresh hint.
 pub(crate) fn spiffe(keys: &Keys) -> Value {
     let (generations, sequence) = keys.published();
-    let mut all = Vec::new();
-    for generation in &generations {
-        // A root's JWK holds its public key too (RFC 7517 §4.7): some readers want both.
-        let mut root = json!(generation.root_key());
-        root["use"] = json!("x509-svid");
-        root["x5c"] = json!([STANDARD.encode(&generation.root.der)]);
-        all.push(root);
-    }
-    all.extend(generations.iter().map(|generation| jwt_key(&generation.jwt, "jwt-svid")));
+    let roots = generations.iter().map(|generation| Key::of_root(&generation.root));
+    let jwts = generations.iter().map(|generation| Key::of_jwts(&generation.jwt, "jwt-svid"));
+    let all: Vec<_> = roots.chain(jwts).collect();
     json!({ "keys": all, "spiffe_sequence": sequence, "spiffe_refresh_hint": REFRESH_HINT.as_secs() })
 }
 
-/// The JWT keys alone, as OpenID Connect wants them (RFC 7517 §5).
+/// The JWT keys alone, as OIDC wants them (RFC 7517 §5).
 pub(crate) fn key_set(keys: &Keys) -> Value {
-    let all: Vec<_> = keys.published().0.iter().map(|generation| jwt_key(&generation.jwt, "sig")).collect();
+    let (generations, _) = keys.published();
+    let all: Vec<_> = generations.iter().map(|generation| Key::of_jwts(&generation.jwt, "sig")).collect();
     json!({ "keys": all })
 }
 
-fn jwt_key(key: &JwtKey, usage: &str) -> Value {
-    let mut jwk = json!(key.public());
-    jwk["use"] = json!(usage);
-    jwk["kid"] = json!(key.kid());
-    jwk["alg"] = json!("ES256");
-    jwk
-}
-
-/// OpenID Connect Discovery 1.0 §3. Nobody logs in here, so the authorization endpoint is empty as SPIRE's is.
+/// OIDC Discovery 1.0 §3. Nobody logs in here, so the authorization endpoint is empty as SPIRE's is.
 pub(crate) fn discovery(issuer: &str) -> Value {
     json!({
         "issuer": issuer,
@@ -94,7 +109,7 @@ mod tests {
     use crate::issuer::tests::cluster::{Cluster, NOW};
 
     fn keys() -> Keys {
-        let keys = Keys::new(&Cluster::new().config()).unwrap();
+        let keys = Keys::new(&Cluster::new().config(), moment(NOW)).unwrap();
         keys.advance(moment(NOW) + LIFE / 2).unwrap();
         keys
     }
@@ -122,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_for_openid_connect() {
+    fn keys_for_oidc() {
         let keys = keys();
         let set: jsonwebtoken::jwk::JwkSet = serde_json::from_value(key_set(&keys)).unwrap();
         assert_eq!(set.keys.len(), 2);

@@ -206,7 +206,7 @@ fn service_account(text: &str) -> Option<ServiceAccount> {
     whole.then(|| ServiceAccount { namespace: namespace.to_owned(), name: name.to_owned() })
 }
 
-/// OpenID Connect Discovery 1.0 §3: https, no query, no fragment.
+/// OIDC Discovery 1.0 §3: https, no query, no fragment.
 fn oidc_issuer(text: &str) -> Result<String, Error> {
     let uri: Option<http::Uri> = text.parse().ok();
     let fit = uri.is_some_and(|uri| uri.scheme_str() == Some("https") && uri.query().is_none());

@@ -12,7 +12,7 @@ use crate::identity::key::PrivateKey;
 use crate::identity::svid::unix;
 use crate::issuer::Error;
 use crate::issuer::config::Config;
-use crate::issuer::jwt::{JwtKey, PublicJwk};
+use crate::issuer::jwt::JwtKey;
 use crate::issuer::root::{self, LIFE, Root};
 use crate::spiffe::TrustDomain;
 
@@ -30,13 +30,6 @@ pub(crate) struct Generation {
     succeeded_at: Option<SystemTime>,
 }
 
-impl Generation {
-    /// The root's public key.
-    pub(crate) fn root_key(&self) -> Option<PublicJwk> {
-        PublicJwk::of(&self.root.issuer.key().public_key_info())
-    }
-}
-
 struct Ring {
     /// The oldest first; never empty.
     generations: Vec<Arc<Generation>>,
@@ -51,8 +44,7 @@ pub(crate) struct Keys {
 
 impl Keys {
     /// The generation of the configured file, or a new one in memory.
-    pub(crate) fn new(config: &Config) -> Result<Self, Error> {
-        let now = config.clock.wall();
+    pub(crate) fn new(config: &Config, now: SystemTime) -> Result<Self, Error> {
         let first = match &config.root_file {
             None => in_memory(&config.trust_domain, now, now)?,
             Some(path) => {
@@ -151,8 +143,8 @@ mod tests {
 
     #[test]
     fn a_successor_is_published_before_it_signs_and_the_old_one_stays_until_it_ends() {
-        let keys = Keys::new(&Cluster::new().config()).unwrap();
         let start = crate::identity::svid::moment(NOW);
+        let keys = Keys::new(&Cluster::new().config(), start).unwrap();
         let first = keys.signing(start).unwrap();
         let (published, sequence) = keys.published();
         assert_eq!(published.len(), 1);
@@ -178,7 +170,7 @@ mod tests {
 
     #[test]
     fn after_a_long_sleep_a_new_root_signs_at_once() {
-        let keys = Keys::new(&Cluster::new().config()).unwrap();
+        let keys = Keys::new(&Cluster::new().config(), crate::identity::svid::moment(NOW)).unwrap();
         let late = crate::identity::svid::moment(NOW) + 3 * LIFE;
         assert!(keys.advance(late).unwrap());
         assert_eq!(keys.published().0.len(), 1);

@@ -223,7 +223,7 @@ mod tests {
             (json!({"alg": "ES256"}), "no kid"),
             (json!({"alg": "ES256", "kid": cluster.kid(), "crit": ["x"]}), "crit"),
         ] {
-            let fault = offline.review(&cluster.with_header(&header)).await.unwrap_err().to_string();
+            let fault = offline.review(&Cluster::with_header(&header)).await.unwrap_err().to_string();
             assert!(fault.contains(why), "{header}: {fault}");
         }
         let fault = offline.review(&Secret::from("opaque".to_owned())).await.unwrap_err().to_string();

@@ -153,3 +153,20 @@ impl From<Refusal> for Status {
         Self::new(refusal.code(), refusal.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_say_who_can_heal_it() {
+        let token = |fault| Refusal::Token { whose: Whose::Workload, fault }.code();
+        assert_eq!(token(TokenFault::Expired), Code::Unauthenticated);
+        assert_eq!(token(TokenFault::Audience { wanted: "countersign".to_owned() }), Code::Unauthenticated);
+        assert_eq!(token(TokenFault::NoNode), Code::PermissionDenied);
+        assert_eq!(token(TokenFault::Unreviewed("down".to_owned())), Code::Unavailable);
+        let node = Refusal::AnotherNode { workload: "a".to_owned(), agent: "b".to_owned() };
+        assert_eq!(node.code(), Code::PermissionDenied);
+        assert_eq!(Refusal::RootEnds.code(), Code::Unavailable);
+    }
+}

@@ -33,9 +33,9 @@ pub(crate) fn describe(namespace: &str, pod: &str, uid: &str, service_account: &
 /// Who reviews. Two ways are all there are, so this is an enum and not a trait.
 pub(crate) enum Reviewer {
     /// By the cluster's public keys, on our own. Does not see that a pod is gone before its token ends.
-    Offline(Offline),
+    Offline(Box<Offline>),
     /// By asking the API server, which also looks whether the pod still exists.
-    Kubernetes(Kubernetes),
+    Kubernetes(Box<Kubernetes>),
     /// Counts reviews and answers by a function.
     #[cfg(test)]
     Scripted(tests::Scripted),

@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use crate::identity::key::{PrivateKey, hex};
 use crate::identity::svid::{check_authority, moment, unix};
 use crate::issuer::Error;
+use crate::issuer::jwt::PublicJwk;
 use crate::spiffe::TrustDomain;
 
 /// How long a root in memory lives.
@@ -32,6 +33,7 @@ const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 /// A root certificate that can sign.
 pub(crate) struct Root {
     pub(crate) der: Vec<u8>,
+    pub(crate) public: PublicJwk,
     pub(crate) issuer: rcgen::Issuer<'static, PrivateKey>,
     pub(crate) not_after: SystemTime,
 }
@@ -53,7 +55,9 @@ impl Root {
         params.serial_number = Some(serial_number());
         live(&mut params, now - BACKDATE, now + LIFE);
         let der = params.self_signed(&key).map_err(|error| unmade(&error))?.der().to_vec();
-        Ok(Self { der, issuer: rcgen::Issuer::new(params, key), not_after: moment(unix(now + LIFE)) })
+        let public = PublicJwk::of(&key.public_key_info()).ok_or_else(|| unmade(&"its key is odd"))?;
+        let issuer = rcgen::Issuer::new(params, key);
+        Ok(Self { der, public, issuer, not_after: moment(unix(now + LIFE)) })
     }
 }
 
@@ -128,9 +132,10 @@ fn parse(pem: &[u8], trust_domain: &TrustDomain, now: SystemTime) -> Result<Root
     }
     check(&parsed, trust_domain, now)?;
     let not_after = moment(parsed.validity().not_after.timestamp());
+    let public = PublicJwk::of(&key.public_key_info()).ok_or("holds a root key that is not P-256")?;
     let issuer = rcgen::Issuer::from_ca_cert_der(certificate, key)
         .map_err(|error| format!("its CERTIFICATE can't sign: {error}"))?;
-    Ok(RootFile { root: Root { der: certificate.to_vec(), issuer, not_after }, jwt_key: keys.pop() })
+    Ok(RootFile { root: Root { der: certificate.to_vec(), public, issuer, not_after }, jwt_key: keys.pop() })
 }
 
 fn check(root: &X509Certificate<'_>, trust_domain: &TrustDomain, now: SystemTime) -> Result<(), String> {

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
+use crate::identity::svid::unix;
 use crate::issuer::Error;
 use crate::issuer::admit::Gate;
 use crate::issuer::bundle;
@@ -64,7 +65,7 @@ impl Bound {
     /// Reads or makes the keys, writes the bundle, and binds both addresses.
     pub async fn new(config: Config) -> Result<Self, Error> {
         let config = Arc::new(config);
-        let keys = Arc::new(Keys::new(&config)?);
+        let keys = Arc::new(Keys::new(&config, config.clock.wall())?);
         let metrics = Arc::new(Metrics::new());
         let certificate = Arc::new(ServingCertificate::new(Arc::clone(&keys), config.trust_domain.clone()));
         certificate.renew(config.clock.wall())?;
@@ -110,11 +111,12 @@ impl Bound {
 
     /// Serves until `shutdown`; calls under way get five seconds to end.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let now = self.config.clock.wall();
         tracing::info!(
             trust_domain = %self.config.trust_domain,
             address = ?self.address(),
             http_address = ?self.http_address(),
-            roots = self.keys.roots().len(),
+            root_ends_at = self.keys.signing(now).map(|generation| unix(generation.root.not_after)),
             "the issuer is serving"
         );
         let tasks = TaskTracker::new();
@@ -151,10 +153,12 @@ fn gate(config: &Config, keys: &Arc<Keys>, metrics: &Arc<Metrics>) -> Gate {
     let (clock, audience) = (config.clock, config.audience.clone());
     let reviewer = match &config.reviewer {
         ReviewerConfig::Jwks { file, issuer } => {
-            Reviewer::Offline(Offline::new(file.clone(), issuer.clone(), audience, clock))
+            let offline = Offline::new(file.clone(), issuer.clone(), audience, clock);
+            Reviewer::Offline(Box::new(offline))
         }
         ReviewerConfig::Kubernetes { url, ca, token } => {
-            Reviewer::Kubernetes(Kubernetes::new(url, ca.clone(), token.clone(), audience, clock))
+            let kubernetes = Kubernetes::new(url, ca.clone(), token.clone(), audience, clock);
+            Reviewer::Kubernetes(Box::new(kubernetes))
         }
     };
     Gate {
@@ -257,16 +261,22 @@ impl Listening {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(error = %error.kind(), "can't set nodelay");
         }
-        let Some(tls) = &self.tls else { return self.http(stream).await };
+        let Some(tls) = &self.tls else { return self.http(stream, false).await };
         match tokio::time::timeout(PATIENCE, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.http(stream).await,
+            Ok(Ok(stream)) => {
+                let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                self.http(stream, h2).await;
+            }
             Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
             Err(_) => tracing::debug!("a TLS handshake took too long"),
         }
     }
 
-    async fn http(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let mut builder = auto::Builder::new(Tracked(self.tasks.clone()));
+    /// Serves one connection. The version is agreed on before, not guessed from the first bytes: who sends none
+    /// would be waited for without end.
+    async fn http(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, h2: bool) {
+        let builder = auto::Builder::new(Tracked(self.tasks.clone()));
+        let mut builder = if h2 { builder.http2_only() } else { builder.http1_only() };
         builder.http1().timer(TokioTimer::new()).header_read_timeout(PATIENCE);
         builder
             .http2()

@@ -38,9 +38,8 @@ impl Requested {
         if csr.len() > MAX_CSR {
             return Err(refuse("is longer than 8 KiB"));
         }
-        let request = match X509CertificationRequest::from_der(csr) {
-            Ok((rest, request)) if rest.is_empty() => request,
-            Ok(_) | Err(_) => return Err(refuse("is no PKCS#10 request in DER")),
+        let Ok(([], request)) = X509CertificationRequest::from_der(csr) else {
+            return Err(refuse("is no PKCS#10 request in DER"));
         };
         let info = &request.certification_request_info.subject_pki;
         if !is_p256(info) {

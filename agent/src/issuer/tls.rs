@@ -57,11 +57,11 @@ impl ServingCertificate {
         let signed = leaf(&generation.root, &requested, vec![SanType::DnsName(name), id], now, LIFE)
             .map_err(|refusal| unmade(&refusal))?;
         let pkcs8 = key.to_pkcs8().map_err(|error| unmade(&error))?;
-        let signer = any_ecdsa_type(&PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.expose())))
+        let shown = any_ecdsa_type(&PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.expose())))
             .map_err(Error::Tls)?;
         let life = signed.not_after.duration_since(now).unwrap_or_default();
         let current = Current {
-            key: Arc::new(CertifiedKey::new(vec![CertificateDer::from(signed.der)], signer)),
+            key: Arc::new(CertifiedKey::new(vec![CertificateDer::from(signed.der)], shown)),
             root: generation.root.der.clone(),
             renew_at: now + life / 2,
         };
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn renewed_at_half_of_its_life_and_when_another_root_signs() {
         let config = Cluster::new().config();
-        let keys = Arc::new(Keys::new(&config).unwrap());
+        let keys = Arc::new(Keys::new(&config, moment(NOW)).unwrap());
         let serving = ServingCertificate::new(Arc::clone(&keys), config.trust_domain);
         let shown = || {
             let current = serving.current.read().unwrap();

@@ -3,6 +3,10 @@
 //! A file is decrypted in memory when somebody who may see it asks, its MAC verified. The plain document lives as long
 //! as somebody holds it; while one does, others are given the same, and the file is not read again until it changes.
 //!
+//! The tree is read here and not by the crate rops 0.1.7, which of the files in tests/sops/fixtures refuses those with an
+//! empty string, a comment in a list, a time, bytes or key groups, takes age keys from the environment only, and shows
+//! plain values in the `Debug` of its errors.
+//!
 //! What SOPS protects and what not: values are bound to their keys and to the file's MAC, but names of keys are plain
 //! and, where their values are not encrypted, can be changed by whoever can write the file.
 
@@ -17,6 +21,7 @@ mod key_file;
 mod keys;
 mod mac;
 mod metadata;
+mod place;
 mod read;
 mod scalar;
 mod selection;

@@ -1,4 +1,4 @@
-//! Measures, and prints the figures.
+//! Measures Countersign on one machine.
 
 use std::process::ExitCode;
 

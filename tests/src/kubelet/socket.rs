@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use countersign_proto::csi::identity_client::IdentityClient;
 use countersign_proto::csi::node_client::NodeClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -26,11 +27,18 @@ pub(super) async fn dial(socket: &Path, authority: &str, limit: Duration) -> Res
 
 /// The CSI Node service behind a socket.
 pub async fn csi_node(socket: &Path) -> Result<NodeClient<Channel>, tonic::Status> {
+    csi(socket).await.map(NodeClient::new)
+}
+
+/// The CSI Identity service behind a socket.
+pub async fn csi_identity(socket: &Path) -> Result<IdentityClient<Channel>, tonic::Status> {
+    csi(socket).await.map(IdentityClient::new)
+}
+
+async fn csi(socket: &Path) -> Result<Channel, tonic::Status> {
     let channel = dial(socket, "localhost", CALL).await;
     // Not a gRPC status of the driver's: kubelet's own word for it is UNAVAILABLE, which is no final answer.
-    channel
-        .map(NodeClient::new)
-        .map_err(|error| tonic::Status::unavailable(format!("dialling: {}", chain(&error))))
+    channel.map_err(|error| tonic::Status::unavailable(format!("dialling: {}", chain(&error))))
 }
 
 /// An error and its causes in one line.

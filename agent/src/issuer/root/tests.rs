@@ -43,8 +43,8 @@ fn a_file_of_root_and_jwt_key_outlives_a_restart() {
     let cluster = Cluster::new();
     let mut config = cluster.config();
     config.root_file = Some(with_mode(&cluster, &pem, 0o440));
-    let (one, two) = (Keys::new(&config).unwrap(), Keys::new(&config).unwrap());
-    assert_eq!(one.roots(), [root.der.clone()]);
+    let (one, two) = (Keys::new(&config, now()).unwrap(), Keys::new(&config, now()).unwrap());
+    assert_eq!(one.roots(), std::slice::from_ref(&root.der));
     let kid = |keys: &Keys| keys.signing(now()).unwrap().jwt.kid().to_owned();
     assert_eq!(kid(&one), kid(&two));
     assert_eq!(one.next_change(), None);

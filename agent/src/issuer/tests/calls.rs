@@ -131,12 +131,12 @@ impl Direct {
         let cluster = Cluster::new();
         let mut config = cluster.config();
         change(&mut config);
-        let keys = Arc::new(Keys::new(&config).unwrap());
+        let keys = Arc::new(Keys::new(&config, config.clock.wall()).unwrap());
         let metrics = Arc::new(Metrics::new());
         let offline =
             Offline::new(cluster.jwks(), Cluster::ISSUER.to_owned(), "countersign".to_owned(), config.clock);
         let gate = Gate {
-            reviews: Reviews::new(Reviewer::Offline(offline), config.clock, Arc::clone(&metrics)),
+            reviews: Reviews::new(Reviewer::Offline(Box::new(offline)), config.clock, Arc::clone(&metrics)),
             keys: Arc::clone(&keys),
             agent: config.agent.clone(),
             trust_domain: config.trust_domain.clone(),
@@ -161,16 +161,16 @@ impl Direct {
         }
     }
 
-    fn token_proof(token: &Secret) -> Option<Proof> {
+    fn token_proof(token: &Secret) -> Proof {
         let token = String::from_utf8(token.expose().to_vec()).unwrap();
-        Some(Proof { proof: Some(proof::Proof::Token(token)) })
+        Proof { proof: Some(proof::Proof::Token(token)) }
     }
 
     fn request(&self, agent: Option<&Secret>, change: impl FnOnce(&mut SignRequest)) -> Request<SignRequest> {
         let token = self.cluster.token("api", |_| {});
         let mut message = SignRequest {
             workload: Some(Self::wire("api")),
-            proof: Self::token_proof(&token),
+            proof: Some(Self::token_proof(&token)),
             csr: Self::csr(),
         };
         change(&mut message);
@@ -194,10 +194,13 @@ impl Direct {
         }
     }
 
-    async fn mint(&self, audience: &str, proof: Option<Proof>) -> (Code, String) {
+    async fn mint(&self, audience: &str, proof: Proof) -> (Code, String) {
         let agent = self.cluster.agent_token("node-1");
-        let message =
-            MintJwtRequest { workload: Some(Self::wire("api")), proof, audience: audience.to_owned() };
+        let message = MintJwtRequest {
+            workload: Some(Self::wire("api")),
+            proof: Some(proof),
+            audience: audience.to_owned(),
+        };
         match self.service.mint_jwt(Self::with_bearer(Some(&agent), message)).await {
             Ok(_) => (Code::Ok, String::new()),
             Err(status) => (status.code(), status.message().to_owned()),
@@ -228,14 +231,14 @@ impl Direct {
         ticket::seal(&self.keys.published().0[0].jwt, ticket).unwrap()
     }
 
-    fn renewal(&self, ticket: &str, signed_at: i64, subject: &[u8]) -> Option<Proof> {
+    fn renewal(&self, ticket: &str, signed_at: i64, subject: &[u8]) -> Proof {
         let signature = self.key.sign_message(&renewal::message(ticket, signed_at, subject)).unwrap();
         let renewal = Renewal { ticket: ticket.to_owned(), signed_at, signature };
-        Some(Proof { proof: Some(proof::Proof::Renewal(renewal)) })
+        Proof { proof: Some(proof::Proof::Renewal(renewal)) }
     }
 
     async fn renew(&self, ticket: &str) -> (Code, String) {
-        self.sign(|request| request.proof = self.renewal(ticket, NOW, &request.csr)).await
+        self.sign(|request| request.proof = Some(self.renewal(ticket, NOW, &request.csr))).await
     }
 
     async fn renew_with(&self, change: impl FnOnce(&mut Ticket)) -> (Code, String) {
@@ -289,7 +292,8 @@ async fn the_request_must_agree_with_the_token_in_everything() {
     refused(&answer, Code::InvalidArgument, "the request's workload is missing");
     let answer = direct.sign(|request| request.workload.as_mut().unwrap().pod_uid.clear()).await;
     refused(&answer, Code::InvalidArgument, "must have namespace, pod name, pod uid and service account");
-    for proof in [None, Some(Proof { proof: None }), Direct::token_proof(&Secret::from(String::new()))] {
+    for proof in [None, Some(Proof { proof: None }), Some(Direct::token_proof(&Secret::from(String::new())))]
+    {
         let answer = direct.sign(|request| request.proof = proof).await;
         refused(&answer, Code::Unauthenticated, "the workload's token is missing");
     }
@@ -364,14 +368,14 @@ async fn a_signature_is_for_one_request_at_one_time() {
     let why = "not by the ticket's key over this request";
     // Another CSR, another audience, a CSR's hash for an audience.
     let replay = direct.renewal(&sealed, NOW, &Direct::csr());
-    refused(&direct.sign(|request| request.proof = replay.clone()).await, Code::Unauthenticated, why);
+    refused(&direct.sign(|request| request.proof = Some(replay.clone())).await, Code::Unauthenticated, why);
     refused(&direct.mint("https://api", replay).await, Code::Unauthenticated, why);
     let for_api = || direct.renewal(&sealed, NOW, b"https://api");
     assert_eq!(direct.mint("https://api", for_api()).await.0, Code::Ok);
     refused(&direct.mint("https://other", for_api()).await, Code::Unauthenticated, why);
     // Another time than the signed one, and too far from now.
     let mut moved = for_api();
-    if let Some(Proof { proof: Some(proof::Proof::Renewal(renewal)) }) = &mut moved {
+    if let Some(proof::Proof::Renewal(renewal)) = &mut moved.proof {
         renewal.signed_at += 1;
     }
     refused(&direct.mint("https://api", moved).await, Code::Unauthenticated, why);
@@ -390,7 +394,7 @@ async fn a_jwt_svid_is_no_ticket_and_the_window_can_be_closed() {
     let agent = direct.cluster.agent_token("node-1");
     let message = MintJwtRequest {
         workload: Some(Direct::wire("api")),
-        proof: Direct::token_proof(&direct.cluster.token("api", |_| {})),
+        proof: Some(Direct::token_proof(&direct.cluster.token("api", |_| {}))),
         audience: "https://api".to_owned(),
     };
     let jwt = direct.service.mint_jwt(Direct::with_bearer(Some(&agent), message)).await.unwrap();

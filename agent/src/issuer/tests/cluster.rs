@@ -97,7 +97,7 @@ impl Cluster {
         self.sign(kid, &Self::claims(name))
     }
 
-    pub(crate) fn with_header(&self, header: &Value) -> Secret {
+    pub(crate) fn with_header(header: &Value) -> Secret {
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
         Secret::from(format!("{}.{}.c2ln", part(header), part(&Self::claims("api"))))
     }

@@ -13,7 +13,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::cluster::{Cluster, NOW, Running, clock, pass, workload};
 use crate::Error;
-use crate::identity::svid::moment;
+use crate::issuer::ReviewerConfig;
 
 async fn get(running: &Running, path: &str) -> (u16, String) {
     let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
@@ -82,6 +82,43 @@ async fn what_the_agent_lacks_is_named() {
 }
 
 #[tokio::test]
+async fn an_api_server_that_is_down_is_the_issuers_trouble() {
+    let cluster = Cluster::new();
+    // Any certificate will do as its authority.
+    std::fs::write(cluster.path("token"), "own-token").unwrap();
+    let mut config = cluster.config();
+    config.reviewer = ReviewerConfig::Kubernetes {
+        url: "https://127.0.0.1:1".parse().unwrap(),
+        ca: cluster.path("bundle.pem"),
+        token: cluster.path("token"),
+    };
+    let issuer = Running::start(config).await;
+    let client = cluster.client(issuer.address, clock());
+    let error = client.x509(&workload("api"), &cluster.tokens("api"), None).await.unwrap_err();
+    assert!(matches!(error, Error::IdentityUnavailable { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("the agent's token can't be reviewed: API server 127.0.0.1:1"), "{text}");
+    issuer.stop().await;
+}
+
+#[tokio::test]
+async fn a_storm_of_publishes_is_one_review_a_token() {
+    let cluster = Cluster::new();
+    let issuer = Running::start(cluster.config()).await;
+    let client = cluster.client(issuer.address, clock());
+    let names: Vec<_> = (0..100).map(|number| format!("pod{number}")).collect();
+    let calls = names.iter().map(async |name| {
+        let (pod, tokens) = (workload(name), cluster.tokens(name));
+        let identity = client.x509(&pod, &tokens, None).await.unwrap();
+        client.jwt(&pod, &tokens, &identity, "https://api").await.unwrap();
+    });
+    futures_util::future::join_all(calls).await;
+    let metrics = get(&issuer, "/metrics").await.1;
+    assert!(metrics.contains("countersign_issuer_token_reviews_total{result=\"good\"} 101"), "{metrics}");
+    issuer.stop().await;
+}
+
+#[tokio::test]
 async fn renewals_go_on_until_a_token_is_due() {
     let cluster = Cluster::new();
     let mut config = cluster.config();
@@ -144,9 +181,10 @@ async fn documents_and_health() {
     let cluster = Cluster::new();
     let issuer = Running::start(cluster.config()).await;
     let client = cluster.client(issuer.address, clock());
-    let identity = client.x509(&workload("api"), &cluster.tokens("api"), None).await.unwrap();
-    let jwt = client.jwt(&workload("api"), &cluster.tokens("api"), &identity, "https://api").await.unwrap();
-    let refused = client.x509(&workload("web"), &cluster.tokens("api"), None).await;
+    let (pod, tokens) = (workload("api"), cluster.tokens("api"));
+    let identity = client.x509(&pod, &tokens, None).await.unwrap();
+    let jwt = client.jwt(&pod, &tokens, &identity, "https://api").await.unwrap();
+    let refused = client.x509(&workload("web"), &tokens, None).await;
     assert!(refused.is_err());
 
     let keys: jsonwebtoken::jwk::JwkSet = serde_json::from_str(&get(&issuer, "/keys").await.1).unwrap();
@@ -212,7 +250,7 @@ async fn the_documents_are_served_over_tls_too() {
     drop(answer.into_body().collect().await.unwrap());
     let request = http::Request::get("/metrics").header("host", "countersign-issuer");
     let answer = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
-    assert_ne!(answer.status(), 200);
+    assert_eq!(answer.headers()["grpc-status"], "12");
     drop(answer);
     drop(sender);
     issuer.stop().await;
@@ -248,6 +286,9 @@ fn nothing_secret_is_logged() {
         .with_max_level(tracing::Level::TRACE)
         .with_writer(captured.clone())
         .finish();
+    // With a single dispatcher alive, whichever thread meets a log line first decides for all whether it is
+    // ever shown, and other tests' threads have none. A second one makes every dispatcher be asked.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let mut secrets: Vec<Vec<u8>> = Vec::new();
     // Everything below runs on this one thread, so the subscriber sees all of it.
     tracing::subscriber::with_default(subscriber, || {
@@ -279,13 +320,15 @@ fn nothing_secret_is_logged() {
         });
     });
     let log = String::from_utf8_lossy(&captured.0.lock().unwrap()).into_owned();
-    assert!(log.contains("issued an X.509-SVID") && log.contains("issued a JWT-SVID"), "{log}");
-    assert!(log.contains("spiffe://example.org/ns/pay/sa/api") && log.contains("refused a call"), "{log}");
+    assert!(log.contains("issued an X.509-SVID") && log.contains("issued a JWT-SVID"), "no SVID in the log");
+    assert!(
+        log.contains("spiffe://example.org/ns/pay/sa/api") && log.contains("refused a call"),
+        "no refusal in the log"
+    );
     for secret in secrets {
         // The claims part is the canary: signatures differ from one signing to the next.
         let text = String::from_utf8(secret).unwrap();
         let claims = text.split('.').nth(1).unwrap();
         assert!(!log.contains(&claims[..40.min(claims.len())]), "a token is in the log");
     }
-    assert!(moment(NOW) > std::time::UNIX_EPOCH);
 }

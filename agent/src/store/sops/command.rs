@@ -226,3 +226,107 @@ fn replace(
         fail(error)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn sops(arguments: &[&str], directory: &Path) -> Result<(), String> {
+        let arguments = arguments.iter().map(|argument| argument.replace('@', directory.to_str().unwrap()));
+        let cli = Cli::try_parse_from(std::iter::once("sops".to_owned()).chain(arguments));
+        run(cli.map_err(|error| error.to_string())?.args).map_err(|error| error.to_string())
+    }
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    /// The public key in a key file that `keygen` wrote.
+    fn public(path: &Path) -> String {
+        KeyRing::parse(&std::fs::read(path).unwrap()).unwrap().recipients().next().unwrap()
+    }
+
+    #[test]
+    fn a_key_is_made_once_and_for_its_owner_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        sops(&["keygen", "--output", "@/key"], directory.path()).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        let before = std::fs::read_to_string(&path).unwrap();
+        assert!(before.contains(&format!("# public key: {}", public(&path))), "as age-keygen writes it");
+        let error = sops(&["keygen", "-o", "@/key"], directory.path()).unwrap_err();
+        assert!(error.contains("exists already"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole_and_keeps_its_mode() {
+        let directory = tempfile::tempdir().unwrap();
+        sops(&["keygen", "-o", "@/key"], directory.path()).unwrap();
+        let recipient = public(&directory.path().join("key"));
+        let file = directory.path().join("a.yaml");
+        std::fs::write(&file, "a: hunter2\n").unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o640)).unwrap();
+        let opened_before = std::fs::File::open(&file).unwrap();
+        sops(&["encrypt", "--age", &recipient, "--in-place", "@/a.yaml"], directory.path()).unwrap();
+        assert_eq!(
+            io::read_to_string(opened_before).unwrap(),
+            "a: hunter2\n",
+            "readers of the old one keep it"
+        );
+        assert!(!std::fs::read_to_string(&file).unwrap().contains("hunter2"));
+        assert_eq!(mode(&file), 0o640);
+        sops(&["decrypt", "--age-key-file", "@/key", "@/a.yaml"], directory.path()).unwrap();
+        let error = sops(&["encrypt", "--age", &recipient, "-i", "@/a.yaml"], directory.path()).unwrap_err();
+        assert!(error.contains("a.yaml: encrypted already"), "{error}");
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2, "nothing is left beside it");
+    }
+
+    #[test]
+    fn comments_are_not_lost_in_place() {
+        let directory = tempfile::tempdir().unwrap();
+        sops(&["keygen", "-o", "@/key"], directory.path()).unwrap();
+        let recipient = public(&directory.path().join("key"));
+        std::fs::write(directory.path().join("a.yaml"), "# why\na: b\n").unwrap();
+        let error = sops(&["encrypt", "--age", &recipient, "-i", "@/a.yaml"], directory.path()).unwrap_err();
+        assert!(error.contains("has 1 comments"), "{error}");
+        sops(&["encrypt", "--age", &recipient, "-o", "@/b.yaml", "@/a.yaml"], directory.path()).unwrap();
+        assert!(directory.path().join("b.yaml").exists());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        sops(&["keygen", "-o", "@/key"], directory.path()).unwrap();
+        let recipient = public(&directory.path().join("key"));
+        std::fs::write(directory.path().join("a.env"), "A=hunter2").unwrap();
+        std::fs::write(directory.path().join("a.yaml"), "a: hunter2").unwrap();
+        for (arguments, words) in [
+            (&["encrypt", "--age", &recipient, "@/a.env"][..], "a.env is neither .yaml, .yml nor .json"),
+            (&["encrypt", "--age", &recipient, "@/none.yaml"], "none.yaml does not exist"),
+            (&["encrypt", "--age", "age1nonsense", "@/a.yaml"], "age1nonsense"),
+            (&["encrypt", "@/a.yaml"], "--age"),
+            (&["encrypt", "--age", &recipient, "-i", "-o", "@/b", "@/a.yaml"], "cannot be used with"),
+            (&["decrypt", "--age-key-file", "@/key", "@/a.yaml"], "a.yaml: not encrypted"),
+            (&["decrypt", "--age-key-file", "@/a.yaml", "@/a.yaml"], "a.yaml holds something in line 1"),
+            (
+                &["encrypt", "--age", &recipient, "-o", "@/none/b.yaml", "@/a.yaml"],
+                "b.yaml cannot be written",
+            ),
+        ] {
+            let error = sops(arguments, directory.path()).unwrap_err();
+            assert!(error.contains(words) && !error.contains("hunter2"), "{error}");
+        }
+    }
+}

@@ -5,6 +5,9 @@ use super::format::Format;
 /// Nesting beyond this is refused; so are files whose mappings and lists go deeper than any person writes.
 pub(super) const MAX_DEPTH: usize = 64;
 
+/// A longer key is refused: each value is authenticated together with all keys that lead to it.
+pub(super) const MAX_KEY_BYTES: usize = 1024;
+
 /// Why a file cannot be read as SOPS wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -34,6 +37,9 @@ pub enum Flaw {
         /// The key.
         key: String,
     },
+    /// A key that nobody would write.
+    #[error("a key is longer than {MAX_KEY_BYTES} bytes")]
+    LongKey,
     /// Something that is left out on purpose.
     #[error("{what} not supported: {remedy}")]
     Unsupported {
@@ -62,13 +68,13 @@ pub enum Flaw {
     /// A value that ought to be encrypted is not.
     #[error("{path} is not encrypted, though the file's own rules say it is")]
     Plain {
-        /// Keys from the top to the value, with dots.
+        /// Keys from the top to the value, with colons.
         path: String,
     },
     /// A value that does not decrypt.
     #[error("{path} {problem}")]
     Value {
-        /// Keys from the top to the value, with dots.
+        /// Keys from the top to the value, with colons.
         path: String,
         /// What is wrong with it.
         problem: &'static str,

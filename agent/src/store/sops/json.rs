@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::flaw::{Flaw, MAX_DEPTH};
+use super::flaw::{Flaw, MAX_DEPTH, MAX_KEY_BYTES};
 use super::format::Format;
 use super::tree::{Entry, Scalar, Value};
 
@@ -106,6 +106,9 @@ impl<'de> Visitor<'de> for Member<'_> {
         let mut entries = Vec::new();
         let mut keys = HashSet::new();
         while let Some(key) = access.next_key::<String>()? {
+            if key.len() > MAX_KEY_BYTES {
+                return Err(self.fail(Flaw::LongKey));
+            }
             if !keys.insert(key.clone()) {
                 return Err(self.fail(Flaw::DuplicateKey { key }));
             }
@@ -142,6 +145,7 @@ mod tests {
         assert_eq!(flaw(r#"{"a":1,"a":2}"#), Flaw::DuplicateKey { key: "a".into() });
         assert_eq!(flaw(&format!("{}{}", "[".repeat(65), "]".repeat(65))), Flaw::TooDeep);
         assert_eq!(parse(&format!("{}{}", "[".repeat(64), "]".repeat(64))).map(|_| ()), Ok(()));
+        assert_eq!(flaw(&format!(r#"{{"{}":1}}"#, "k".repeat(1025))), Flaw::LongKey);
         assert_eq!(flaw("{} {}"), Flaw::Syntax { format: Format::Json, line: 1, column: 4 });
         assert!(matches!(flaw("{\"a\":\n\"hunter2"), Flaw::Syntax { line: 2, .. }));
         assert!(matches!(flaw(""), Flaw::Syntax { .. }));

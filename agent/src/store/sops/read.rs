@@ -6,7 +6,7 @@ use super::format::Format;
 use super::keys::KeyRing;
 use super::mac::Mac;
 use super::metadata::Metadata;
-use super::selection::Selection;
+use super::place::Place;
 use super::tree::{Entry, Scalar, Value};
 use super::{json, yaml};
 use crate::secret::Node;
@@ -49,9 +49,8 @@ pub(super) fn decrypt(bytes: &[u8], format: Format, keys: &KeyRing) -> Result<Va
         key.open(&metadata.mac, &metadata.last_modified).map_err(|problem| Flaw::metadata("mac", problem))?;
     let mut walk = Walk {
         key: &key,
-        selection: &metadata.selection,
+        place: Place::top(&metadata.selection),
         mac: Mac::new(metadata.mac_only_encrypted),
-        path: Vec::new(),
     };
     let document = walk.mapping(entries)?;
     let computed = walk.mac.finish();
@@ -63,18 +62,17 @@ pub(super) fn decrypt(bytes: &[u8], format: Format, keys: &KeyRing) -> Result<Va
 
 struct Walk<'a> {
     key: &'a DataKey,
-    selection: &'a Selection,
+    place: Place<'a>,
     mac: Mac,
-    path: Vec<String>,
 }
 
 impl Walk<'_> {
     fn mapping(&mut self, entries: Vec<Entry>) -> Result<Value, Flaw> {
         let mut plain = Vec::with_capacity(entries.len());
         for Entry { key, merge, value } in entries {
-            self.path.push(key.clone());
+            self.place.enter(&key);
             let value = self.value(value)?.ok_or_else(|| self.flaw("is a comment where a value belongs"))?;
-            self.path.pop();
+            self.place.leave();
             plain.push(Entry { key, merge, value });
         }
         Ok(Value::Map(plain))
@@ -93,7 +91,7 @@ impl Walk<'_> {
             }
             Value::Scalar(Scalar::Null) => Value::Scalar(Scalar::Null),
             Value::Scalar(scalar) => {
-                let encrypted = self.selection.encrypts(&self.path);
+                let encrypted = self.place.is_encrypted();
                 let scalar = if encrypted {
                     match self.open(&scalar)? {
                         Opened::Scalar(scalar) => scalar,
@@ -111,18 +109,13 @@ impl Walk<'_> {
     fn open(&self, scalar: &Scalar) -> Result<Opened, Flaw> {
         match scalar.text() {
             Some(text) if text.is_empty() || text.starts_with("ENC[") => {
-                self.key.open(text, &additional(&self.path)).map_err(|problem| self.flaw(problem))
+                self.key.open(text, self.place.additional()).map_err(|problem| self.flaw(problem))
             }
-            Some(_) | None => Err(Flaw::Plain { path: self.path.join(".") }),
+            Some(_) | None => Err(Flaw::Plain { path: self.place.name() }),
         }
     }
 
     fn flaw(&self, problem: &'static str) -> Flaw {
-        Flaw::Value { path: self.path.join("."), problem }
+        Flaw::Value { path: self.place.name(), problem }
     }
-}
-
-/// What a value is bound to: the keys that lead to it, each followed by a colon. A list adds nothing.
-pub(super) fn additional(path: &[String]) -> String {
-    path.iter().fold(String::new(), |text, key| text + key + ":")
 }

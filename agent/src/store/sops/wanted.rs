@@ -42,6 +42,12 @@ impl Wanted {
             if part.starts_with('.') {
                 return fail(format!("the path has a component {part:?}; none may begin with a dot"));
             }
+            // A message may show the path as part of a rule that somebody then copies: it must not be a pattern there.
+            if part.contains(['*', '{', '}', '"', '\\']) {
+                return fail(format!(
+                    "the path has a component {part:?}; none may have one of * {{ }} \" \\"
+                ));
+            }
             if part.len() > 255 || part.chars().any(char::is_control) {
                 return fail("the path has a component that is no file name".into());
             }
@@ -102,9 +108,23 @@ mod tests {
 
     #[test]
     fn what_is_no_path() {
-        for path in
-            ["/a", "a/", "a//b", "", ".", "..", "a/../b", "..data/a", ".sops.yaml", "a/.b", "a\0b", "a\nb"]
-        {
+        for path in [
+            "/a",
+            "a/",
+            "a//b",
+            "",
+            ".",
+            "..",
+            "a/../b",
+            "..data/a",
+            ".sops.yaml",
+            "a/.b",
+            "a\0b",
+            "a\nb",
+            "**",
+            "{ns}/a",
+            "a\"b",
+        ] {
             let error = Wanted::parse(&source(path)).unwrap_err();
             assert!(matches!(error, Error::Request { .. }), "{path:?}: {error}");
         }

@@ -12,7 +12,8 @@ use super::cipher::{DataKey, KEY_BYTES};
 use super::flaw::Flaw;
 use super::format::Format;
 use super::mac::Mac;
-use super::read::{SECTION, additional, members};
+use super::place::Place;
+use super::read::{SECTION, members};
 use super::selection::Selection;
 use super::tree::{Entry, Scalar, Value};
 
@@ -41,7 +42,7 @@ pub(super) fn encrypt(
     aws_lc_rs::rand::fill(data_key.as_mut()).map_err(|_| Flaw::NoRandomness)?;
     let key = DataKey::new(&data_key);
     let selection = Selection::default();
-    let mut walk = Walk { key: &key, selection: &selection, mac: Mac::new(false), path: Vec::new() };
+    let mut walk = Walk { key: &key, place: Place::top(&selection), mac: Mac::new(false) };
     let mut sealed = walk.mapping(entries)?;
     let modified = humantime::format_rfc3339_seconds(modified).to_string();
     let mac = key.seal(&Scalar::from_text(&walk.mac.finish()), &modified)?;
@@ -85,18 +86,17 @@ fn armored(data_key: &[u8; KEY_BYTES], recipient: &x25519::Recipient) -> Result<
 
 struct Walk<'a> {
     key: &'a DataKey,
-    selection: &'a Selection,
+    place: Place<'a>,
     mac: Mac,
-    path: Vec<String>,
 }
 
 impl Walk<'_> {
     fn mapping(&mut self, entries: Vec<Entry>) -> Result<Vec<Entry>, Flaw> {
         let mut sealed = Vec::with_capacity(entries.len() + 1);
         for Entry { key, merge, value } in entries {
-            self.path.push(key.clone());
+            self.place.enter(&key);
             let value = self.value(value)?;
-            self.path.pop();
+            self.place.leave();
             sealed.push(Entry { key, merge, value });
         }
         Ok(sealed)
@@ -109,9 +109,9 @@ impl Walk<'_> {
                 Value::List(values.into_iter().map(|value| self.value(value)).collect::<Result<_, _>>()?)
             }
             Value::Scalar(scalar) => {
-                let encrypted = self.selection.encrypts(&self.path);
+                let encrypted = self.place.is_encrypted();
                 self.mac.add(&scalar, encrypted);
-                let sealed = if encrypted { self.key.seal(&scalar, &additional(&self.path))? } else { None };
+                let sealed = if encrypted { self.key.seal(&scalar, self.place.additional())? } else { None };
                 Value::Scalar(sealed.map_or(scalar, |sealed| Scalar::from_text(&sealed)))
             }
         })

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use granit_parser::{Event, Options, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
 
-use super::flaw::{Flaw, MAX_DEPTH};
+use super::flaw::{Flaw, MAX_DEPTH, MAX_KEY_BYTES};
 use super::format::Format;
 use super::scalar::{self, Meaningless};
 use super::tree::{Entry, Scalar, Value};
@@ -107,6 +107,9 @@ impl<'a> Reader<'a> {
                     return Err(unsupported(span, "a mapping or list as a key is", "use text as keys"));
                 }
             };
+            if key.len() > MAX_KEY_BYTES {
+                return Err(Flaw::LongKey);
+            }
             if !keys.insert(key.clone()) {
                 return Err(Flaw::DuplicateKey { key });
             }
@@ -238,6 +241,12 @@ mod tests {
             let flaw = flaw(text);
             assert!(flaw.contains(words), "{text:?}: {flaw}");
         }
+    }
+
+    #[test]
+    fn keys_are_limited() {
+        assert_eq!(flaw(&format!("{}: 1", "k".repeat(1024))), "fine");
+        assert_eq!(parse(&format!("? {}\n: 1", "k".repeat(1025))).map(|_| ()), Err(Flaw::LongKey));
     }
 
     #[test]
