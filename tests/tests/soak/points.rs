@@ -84,6 +84,11 @@ async fn die_at(node: &mut Node, point: &str) -> Result<bool> {
         ensure!(remounted.success(), "could not make the volume writable");
     }
     node.kill_driver()?;
+    if stage == "republish" {
+        // A new agent holds nothing: the driver has something to hand over.
+        node.kill_agent()?;
+        node.start_agent().await?;
+    }
     let started = node.start_driver_with(&[(DIE, point)]).await;
     if stage == "recovery" {
         ensure!(started.is_err(), "the driver went past it");
