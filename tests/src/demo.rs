@@ -26,8 +26,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make what a cluster would give: a signing key, its JWKS, and the agent's own token.
-    Keys(byhand::Keys),
+    /// Make what a cluster would give, and a store with a secret in it; print the commands that go on from there.
+    Prepare(byhand::Prepare),
     /// Do what kubelet does: publish a volume of a pod, or take it away.
     Kubelet(byhand::Kubelet),
     /// Say how this machine lets us mount: root, user or none.
@@ -50,7 +50,7 @@ fn run() -> Result<ExitCode> {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     match arguments.command {
         // By hand everything happens in the shell's own namespace.
-        Some(Command::Keys(keys)) => keys.run().map(|()| ExitCode::SUCCESS),
+        Some(Command::Prepare(prepare)) => prepare.run().map(|()| ExitCode::SUCCESS),
         Some(Command::Kubelet(kubelet)) => runtime()?.block_on(kubelet.run()).map(|()| ExitCode::SUCCESS),
         Some(Command::Mounts) => {
             let line = match mount::enter()? {

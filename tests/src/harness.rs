@@ -78,11 +78,15 @@ pub fn main(cases: Vec<Case>) -> ExitCode {
     };
     let lacking = cases.iter().filter(|case| !case.needs.met(&namespace)).count();
     if lacking > 0 && !arguments.list {
-        let needed = if namespace.mounts() { "root, for more than one uid" } else { "mounts" };
-        complain(&format!(
-            "{lacking} of {} tests are ignored: they need {needed}; here: {namespace}; {REMEDY}",
-            cases.len()
-        ));
+        let (all, why) = (
+            cases.len(),
+            if namespace.mounts() {
+                format!("they need root, for more than one uid; here: {namespace}")
+            } else {
+                format!("they need mounts; here: {namespace}; {REMEDY}")
+            },
+        );
+        complain(&format!("{lacking} of {all} tests are ignored: {why}"));
     }
     let trials = cases.into_iter().map(|case| {
         let ignored = !case.needs.met(&namespace);
@@ -97,10 +101,12 @@ fn enter(arguments: &Arguments) -> Result<Namespace> {
     // A listing needs no namespace, and who asked for it reads what we print.
     let namespace = mount::enter()?;
     let required = std::env::var_os(REQUIRE).is_some() || std::env::var("CI").is_ok_and(|ci| ci == "true");
-    if required && !namespace.mounts() && !arguments.list {
-        bail!("mounts are required here, and there are {namespace}; {REMEDY}");
+    match &namespace {
+        Namespace::None { reason } if required && !arguments.list => {
+            bail!("mounts are required, and this machine allows none ({reason}): {REMEDY}")
+        }
+        Namespace::None { .. } | Namespace::Root | Namespace::User => Ok(namespace),
     }
-    Ok(namespace)
 }
 
 #[expect(clippy::print_stderr, reason = "a test harness speaks to who runs it")]

@@ -243,7 +243,7 @@ impl Node {
             .args(&self.setup.driver_arguments)
             .envs(environment.iter().copied());
         // The driver has one level less: its calls carry tokens.
-        self.logging_at(
+        Self::logging_at(
             &mut command,
             if self.setup.log_level == "trace" { "debug" } else { self.setup.log_level },
         );
@@ -262,10 +262,10 @@ impl Node {
     }
 
     fn logging(&self, command: &mut Command) {
-        self.logging_at(command, self.setup.log_level);
+        Self::logging_at(command, self.setup.log_level);
     }
 
-    fn logging_at(&self, command: &mut Command, level: &str) {
+    fn logging_at(command: &mut Command, level: &str) {
         command.args(["--log-format", "text", "--log-level", level]);
         command.env("RUST_BACKTRACE", "0").env_remove("RUST_LOG");
     }
@@ -320,9 +320,9 @@ impl Node {
     ) -> Result<()> {
         let target = volume.target();
         let seen = || reader::read_file(&target, name).unwrap_or_else(|error| format!("{error:#}"));
-        let arrives = eventually(SOON, "the new content arrives", async || seen() == content);
+        let arrival = eventually(SOON, "the new content arrives", async || seen() == content);
         tokio::select! {
-            arrived = arrives => arrived.with_context(seen),
+            arrived = arrival => arrived.with_context(seen),
             () = volume.republish_every(REPUBLISH) => Ok(()),
         }
     }
@@ -386,6 +386,6 @@ async fn answers(address: SocketAddr, path: &str) -> bool {
 }
 
 /// An address nobody listened on a moment ago.
-fn free_address() -> Result<SocketAddr> {
+pub fn free_address() -> Result<SocketAddr> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }

@@ -1,11 +1,13 @@
 //! For readers who run driver, agent and issuer by hand: a cluster's keys, and kubelet's part.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::show::listing;
@@ -13,46 +15,69 @@ use super::transcript::print;
 use crate::kubelet;
 use crate::node::{NODE, SOON};
 use crate::pods::{Pod, Volume, hex};
+use crate::processes::Binaries;
 use crate::scratch::replace_file;
+use crate::store::SopsStore;
 use crate::tokens::Cluster;
 
-/// Makes the cluster's files.
+/// Makes what a cluster would give.
 #[derive(Debug, Args)]
-pub(super) struct Keys {
-    /// Where they go: signing-key, jwks.json and agent-token.
-    #[arg(long, default_value = ".")]
+pub(super) struct Prepare {
+    /// A directory for it all; made when it is not there.
     directory: PathBuf,
-    /// The node the agent runs on.
-    #[arg(long, default_value = NODE)]
-    node: String,
 }
 
-impl Keys {
+impl Prepare {
     pub(super) fn run(&self) -> Result<()> {
-        std::fs::create_dir_all(&self.directory)?;
-        let cluster = Cluster::load_or_create(&self.directory.join("signing-key"))?;
-        replace_file(&self.directory.join("jwks.json"), cluster.jwks().as_bytes(), 0o644)?;
-        replace_file(
-            &self.directory.join("agent-token"),
-            cluster.agent_token(&self.node)?.as_bytes(),
-            0o600,
-        )?;
-        print(&format!("signing-key, jwks.json and agent-token are in {}", self.directory.display()))
+        let binaries = Binaries::find()?;
+        fs::create_dir_all(&self.directory)?;
+        let root = self.directory.canonicalize()?;
+        for name in ["link", "store"] {
+            fs::create_dir_all(root.join(name))?;
+        }
+        let cluster = Arc::new(Cluster::load_or_create(&root.join("signing-key"))?);
+        // Kubelet's own directories are there before any plugin.
+        kubelet::Kubelet::new(&root.join("kubelet"), NODE, Arc::clone(&cluster))?;
+        replace_file(&root.join("jwks.json"), cluster.jwks().as_bytes(), 0o644)?;
+        replace_file(&root.join("agent-token"), cluster.agent_token(NODE)?.as_bytes(), 0o600)?;
+        let key = root.join("age.key");
+        if key.exists() {
+            fs::remove_file(&key)?;
+        }
+        let store = SopsStore::new(&binaries.agent, &root.join("store"), &key)?;
+        store.write("payments/database", &json!({"username": "app", "password": "first-password"}))?;
+        let config = json!({"stores": {"sops": {
+            "type": "sops", "directory": store.directory(), "ageKeyFile": key,
+            "allow": [{"id": "spiffe://example.org/ns/payments/sa/*", "paths": ["payments/*"]}],
+        }}});
+        replace_file(&root.join("config.yaml"), serde_json::to_string_pretty(&config)?.as_bytes(), 0o600)?;
+        print(&commands(&root, &binaries))
     }
+}
+
+/// The rest, to be copied into a shell.
+fn commands(root: &Path, binaries: &Binaries) -> String {
+    let (root, agent, driver) = (root.display(), binaries.agent.display(), binaries.driver.display());
+    let demo = std::env::current_exe().unwrap_or_else(|_| "countersign-demo".into());
+    let demo = demo.display();
+    format!(
+        "# In one shell: as root, or after `unshare -Urm`. What is here is for a trial and for nothing else.\n\
+         {agent} issuer --trust-domain example.org --reviewer jwks --jwks {root}/jwks.json \\\n    \
+         --listen 127.0.0.1:8443 --bundle-out {root}/bundle.pem &\n\
+         {agent} run --trust-domain example.org --issuer-address 127.0.0.1:8443 --issuer-bundle {root}/bundle.pem \\\n    \
+         --agent-token {root}/agent-token --config {root}/config.yaml --link-dir {root}/link &\n\
+         {driver} --node-id {NODE} --agent-uid 0 --kubelet-root {root}/kubelet --link-dir {root}/link &\n\
+         {demo} kubelet {root} publish --attribute 'secret.countersign.dev/password=sops:payments/database#password' \\\n    \
+         --attribute 'jwt.countersign.dev/token=https://api.example.com' --attribute 'countersign.dev/refresh=5s'\n\
+         {demo} kubelet {root} unpublish"
+    )
 }
 
 /// Plays kubelet.
 #[derive(Debug, Args)]
 pub(super) struct Kubelet {
-    /// Kubelet's root directory, as the driver was told.
-    #[arg(long = "kubelet-root")]
-    root: PathBuf,
-    /// Where `countersign-demo keys` put its files.
-    #[arg(long, default_value = ".")]
-    keys: PathBuf,
-    /// The node.
-    #[arg(long, default_value = NODE)]
-    node: String,
+    /// The directory that `countersign-demo prepare` made.
+    directory: PathBuf,
     #[command(subcommand)]
     call: Call,
 }
@@ -103,8 +128,9 @@ impl Who {
 
 impl Kubelet {
     pub(super) async fn run(self) -> Result<()> {
-        let cluster = Cluster::load_or_create(&self.keys.join("signing-key"))?;
-        let kubelet = Arc::new(kubelet::Kubelet::new(&self.root, &self.node, Arc::new(cluster))?);
+        let cluster = Cluster::load_or_create(&self.directory.join("signing-key"))?;
+        let root = self.directory.join("kubelet");
+        let kubelet = Arc::new(kubelet::Kubelet::new(&root, NODE, Arc::new(cluster))?);
         let work = async {
             let driver = kubelet.registered(Duration::from_secs(10)).await?;
             match &self.call {

@@ -136,7 +136,7 @@ async fn of_what_kubelet_would_not_send() -> Result<()> {
             ("a uid with a path in it", |r| drop(r.volume_context.insert(POD_UID.into(), "../../x".into()))),
             ("a forged volume id", |r| r.volume_id = format!("csi-{}", "0".repeat(64))),
             ("a forged key of kubelet's", |r| {
-                drop(r.volume_context.insert("csi.storage.k8s.io/forged".into(), "x".into()))
+                drop(r.volume_context.insert("csi.storage.k8s.io/forged".into(), "x".into()));
             }),
             ("tokens among the attributes", |r| {
                 if let Some(tokens) = r.secrets.get(TOKENS_KEY).cloned() {
@@ -145,7 +145,7 @@ async fn of_what_kubelet_would_not_send() -> Result<()> {
             }),
             ("not read-only", |r| r.readonly = false),
             ("a persistent volume", |r| {
-                drop(r.volume_context.insert("csi.storage.k8s.io/ephemeral".into(), "false".into()))
+                drop(r.volume_context.insert("csi.storage.k8s.io/ephemeral".into(), "false".into()));
             }),
             ("no capability", |r| r.volume_capability = None),
             ("no volume id", |r| r.volume_id.clear()),
