@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use tonic::{Request, Response, Status, async_trait};
 
 mod wire {
-    #![allow(clippy::all, clippy::pedantic, unreachable_pub, reason = "generated code")]
+    #![allow(clippy::all, clippy::pedantic, clippy::restriction, unreachable_pub, reason = "generated code")]
     tonic::include_proto!("csi.v1");
 }
 

@@ -299,7 +299,7 @@ impl Node {
         let seen = || reader::read_file(&target, name).unwrap_or_else(|error| format!("{error:#}"));
         let arrives = eventually(SOON, "the new content arrives", async || seen() == content);
         tokio::select! {
-            arrived = arrives => arrived.with_context(seen),
+            done = arrives => done.with_context(seen),
             () = volume.republish_every(REPUBLISH) => Ok(()),
         }
     }
