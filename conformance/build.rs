@@ -4,7 +4,7 @@ use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let set = protox::compile(["controller.proto"], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(set)?;
+    tonic_prost_build::configure().build_client(false).compile_fds(set)?;
     println!("cargo:rerun-if-changed=proto");
     Ok(())
 }

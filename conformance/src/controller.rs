@@ -1,13 +1,19 @@
 //! A controller that makes nothing: it answers with the one volume that a pod would have.
 
-#![allow(missing_docs, reason = "generated code has no docs")]
-
 use std::collections::HashMap;
 
 use tonic::{Request, Response, Status, async_trait};
 
 mod wire {
-    #![allow(clippy::all, clippy::pedantic, unreachable_pub, reason = "generated code")]
+    #![allow(
+        clippy::all,
+        clippy::pedantic,
+        clippy::allow_attributes_without_reason,
+        clippy::clone_on_ref_ptr,
+        missing_docs,
+        unreachable_pub,
+        reason = "generated code"
+    )]
     tonic::include_proto!("csi.v1");
 }
 

@@ -44,9 +44,20 @@ struct Arguments {
 /// A run takes seconds; this is for one that hangs.
 const LIMIT: Duration = Duration::from_secs(300);
 
-fn main() -> Result<ExitCode> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            say(&format!("countersign-conformance: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<ExitCode> {
+    // First of all: it starts this program anew, and tries it without arguments.
     let namespace = mount::enter()?;
+    let arguments = Arguments::parse();
     ensure!(namespace.mounts(), "csi-sanity needs mounts, and there are {namespace}; {}", mount::REMEDY);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let judgement = runtime.block_on(async {

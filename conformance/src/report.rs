@@ -92,7 +92,7 @@ pub(crate) fn judge(specs: &[Spec]) -> Judgement {
             Outcome::Skipped => match judgement.skipped.iter_mut().find(|(skip, _)| skip.names(&spec.name)) {
                 Some((_, count)) => *count += 1,
                 None => {
-                    judgement.faults.push(format!("skipped, and no reason is written down: {}", spec.name))
+                    judgement.faults.push(format!("skipped, and no reason is written down: {}", spec.name));
                 }
             },
             Outcome::Failed(said) => {

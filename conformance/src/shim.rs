@@ -138,7 +138,7 @@ impl<N: Send + Sync + 'static> Service<http::Request<Body>> for Relay<N> {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let relay = self.clone();
         Box::pin(async move {
-            let call = http::uri::PathAndQuery::from_maybe_shared(request.uri().path().to_owned());
+            let call = http::uri::PathAndQuery::try_from(request.uri().path());
             let pass = service_fn(move |request| {
                 let (relay, call) = (relay.clone(), call.as_ref().ok().cloned());
                 async move {

@@ -23,8 +23,8 @@ pub struct CommandLine {
     /// Kubelet's root directory, written as kubelet writes it
     #[arg(long, env = "COUNTERSIGN_KUBELET_ROOT", default_value = "/var/lib/kubelet")]
     pub kubelet_root: String,
-    /// Path of the CSI socket, the same for kubelet as for the driver [default: plugins/<driver name>/csi.sock below
-    /// the kubelet root]
+    /// Path of the CSI socket, the same for kubelet as for the driver [default: `csi.sock` in the directory of this
+    /// driver's name in `plugins` below the kubelet root]
     #[arg(long, env = "COUNTERSIGN_CSI_SOCKET")]
     pub csi_socket: Option<PathBuf>,
     /// Directory in which kubelet looks for plugins [default: `plugins_registry` below the kubelet root]

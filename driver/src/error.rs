@@ -237,15 +237,20 @@ impl Error {
             }
             Self::AgentSilent { .. } => Code::DeadlineExceeded,
             Self::Agent { code, .. } => *code,
-            Self::Kernel { source, .. } => match *source {
-                // Short of something that others may give back: worth another try.
-                Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOSPC | Errno::AGAIN => {
-                    Code::ResourceExhausted
-                }
-                _ => Code::Internal,
-            },
-            Self::Path { .. } | Self::Serve { .. } | Self::Sandbox(_) | Self::Log(_) => Code::Internal,
+            Self::Kernel { source, .. } => refusal(Some(*source)),
+            Self::Path { source, .. } => refusal(Errno::from_io_error(source)),
+            Self::Serve { .. } | Self::Sandbox(_) | Self::Log(_) => Code::Internal,
         }
+    }
+}
+
+/// Short of something that others may give back is worth another try.
+fn refusal(errno: Option<Errno>) -> Code {
+    match errno {
+        Some(
+            Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOSPC | Errno::AGAIN | Errno::TOOMANYREFS,
+        ) => Code::ResourceExhausted,
+        _ => Code::Internal,
     }
 }
 

@@ -47,3 +47,21 @@ impl Identity for IdentityService {
         Ok(Response::new(ProbeResponse { ready: Some(true) }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_says_who_it_is_and_that_it_is_ready() {
+        let identity = IdentityService::new("csi.countersign.dev".into());
+        let info =
+            identity.get_plugin_info(Request::new(GetPluginInfoRequest {})).await.unwrap().into_inner();
+        assert_eq!((info.name.as_str(), info.vendor_version.as_str()), ("csi.countersign.dev", VERSION));
+        let request = Request::new(GetPluginCapabilitiesRequest {});
+        let capabilities = identity.get_plugin_capabilities(request).await.unwrap().into_inner();
+        assert_eq!(capabilities.capabilities, []);
+        let probe = identity.probe(Request::new(ProbeRequest {})).await.unwrap().into_inner();
+        assert_eq!(probe.ready, Some(true));
+    }
+}

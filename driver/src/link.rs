@@ -38,6 +38,8 @@ const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 const GREETING: Duration = Duration::from_secs(10);
 /// Time between two tries to end volumes at an agent that did not hear of it.
 const OWED_AGAIN: Duration = Duration::from_secs(30);
+/// Time for putting a descriptor into the agent's mailbox.
+const HAND_OVER: Duration = Duration::from_secs(10);
 /// Time for one Forget.
 const FORGET: Duration = Duration::from_secs(2);
 
@@ -58,9 +60,15 @@ impl Connection {
     /// Puts a descriptor into the agent's mailbox and answers with its key.
     ///
     /// # Errors
-    /// [`Error::AgentLost`] or [`Error::Kernel`].
+    /// [`Error::AgentLost`], [`Error::AgentSilent`] or [`Error::Kernel`].
     pub async fn hand_over(&self, descriptor: OwnedFd) -> Result<[u8; MAILBOX_KEY_BYTES], Error> {
-        self.mailbox.send(descriptor).await
+        tokio::select! {
+            biased;
+            key = self.mailbox.send(descriptor) => key,
+            () = self.closed.cancelled() => Err(Error::AgentLost),
+            // Its mailbox is full, and it takes nothing out.
+            () = sleep(HAND_OVER) => Err(Error::AgentSilent { seconds: HAND_OVER.as_secs() }),
+        }
     }
 
     /// Sends a publish and waits for the agent's answer for `deadline` at most.

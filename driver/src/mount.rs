@@ -87,7 +87,7 @@ impl Kernel {
         let options =
             [("size", &*size), ("nr_inodes", INODES), ("mode", mode), ("uid", &*uid), ("gid", &*gid)];
         detached(&format!("{SOURCE_PREFIX}{}", volume.id), &options, self.noswap)
-            .map_err(Error::kernel("make the volume's tmpfs"))
+            .map_err(Error::kernel("make the volume's tmpfs, owned by --agent-uid and the pod's fsGroup"))
     }
 }
 

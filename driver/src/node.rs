@@ -152,3 +152,6 @@ impl Node for NodeService {
         Err(Error::NotOffered { call: "NodeExpandVolume", instead: "their size is --volume-capacity" }.into())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,6 @@ use countersign_proto::csi::node_server::NodeServer;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::timeout;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -120,14 +119,20 @@ impl Driver {
         let unlinked = CancellationToken::new();
         let linked = dialer.run(unlinked.clone());
         let calls = async {
-            let served = tokio::select! {
-                served = serving => served,
-                () = overtime(&stop) => Ok(()),
+            let in_time = async {
+                let served = Box::pin(serving).await;
+                // Those whose caller has gone are still at it.
+                running.close();
+                running.wait().await;
+                served
             };
-            running.close();
-            if timeout(GRACE, running.wait()).await.is_err() {
-                tracing::warn!(calls = running.len(), "calls were still running: kubelet makes them again");
-            }
+            let served = tokio::select! {
+                served = in_time => served,
+                () = overtime(&stop) => {
+                    tracing::warn!(calls = running.len(), "calls were still running: kubelet makes them again");
+                    Ok(())
+                }
+            };
             unlinked.cancel();
             served
         };
@@ -142,8 +147,8 @@ impl Driver {
     }
 }
 
-/// Returns when the servers should have ended after `stop`: a client that keeps its connection busy cannot hold
-/// the process.
+/// Returns when everything should have ended after `stop`: neither a call nor a client that keeps its connection
+/// busy can hold the process.
 async fn overtime(stop: &CancellationToken) {
     stop.cancelled().await;
     tokio::time::sleep(GRACE).await;

@@ -107,7 +107,7 @@ fn attach(mount: &OwnedFd, parent: &Parent) -> Result<(), Error> {
 
 /// Undoes a first publish: nobody calls unpublish after a final error.
 async fn undo(node: &Volumes, want: &Publish, parent: &Parent) {
-    if let Err(error) = parent.unmount() {
+    if let Err(error) = parent.unmount(None) {
         tracing::error!(volume.id = %want.id, error = sentence(&error), "a failed publish left its mount");
     }
     node.volumes.forget(want.id);

@@ -22,14 +22,14 @@ pub fn recover(root: &KubeletRoot, volumes: &Volumes) -> Result<(), Error> {
             && let Some(id) = VolumeId::parse(volume)
             && let Some(place) = root.real().to_str().and_then(|real| Place::parse(real, &mount.point))
         {
-            found.push((id, place, mount.read_only));
+            found.push((id, place, mount.id, mount.read_only));
         }
         true
     })?;
     fault::point("recovery.scanned");
-    for (id, place, read_only) in found {
-        match take_up(root, volumes, id, &place, read_only) {
-            Ok(()) => {}
+    for (id, place, in_table, read_only) in found {
+        match take_up(root, &place, id, in_table, read_only) {
+            Ok(known) => volumes.remember(id, known),
             Err(error) => {
                 tracing::warn!(volume.id = %id, error = sentence(&error), "a volume in the mount table is left alone");
             }
@@ -41,26 +41,22 @@ pub fn recover(root: &KubeletRoot, volumes: &Volumes) -> Result<(), Error> {
 
 fn take_up(
     root: &KubeletRoot,
-    volumes: &Volumes,
-    id: VolumeId,
     place: &Place,
+    id: VolumeId,
+    in_table: u64,
     read_only: bool,
-) -> Result<(), Error> {
-    let foreign = || Error::Foreign { fs_type: "tmpfs".into(), from: format!("{SOURCE_PREFIX}{id}") };
-    if VolumeId::of(place) != id {
-        return Err(foreign());
-    }
-    let Found::Mount(mounted) = root.parent(place)?.ok_or(Error::NoParent)?.look()? else {
+) -> Result<Known, Error> {
+    let Some(Found::Mount(mounted)) = root.parent(place)?.map(|parent| parent.look()).transpose()? else {
         return Err(Error::NoParent);
     };
-    if mounted.owner()? != id {
-        return Err(foreign());
+    // The table tells where a mount is, the descriptor which one is on top there.
+    if VolumeId::of(place) != id || mounted.in_table()? != in_table {
+        return Err(Error::Foreign { fs_type: "tmpfs".into(), from: format!("{SOURCE_PREFIX}{id}") });
     }
     if !read_only {
         mount::make_read_only(&mounted.root)?;
         fault::point("recovery.repaired");
         tracing::warn!(volume.id = %id, "a volume was left writable: it is read-only now");
     }
-    volumes.remember(id, Known { mount: mounted.id, held: None, delivered: None });
-    Ok(())
+    Ok(Known { mount: mounted.id, held: None, delivered: None })
 }

@@ -144,14 +144,22 @@ impl MountId {
 }
 
 impl Mounted {
+    /// The id that the mount table has for it.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn in_table(&self) -> Result<u64, Error> {
+        let found = statx(&self.root, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
+            .map_err(Error::kernel("look at target_path"))?;
+        Ok(found.stx_mnt_id)
+    }
+
     /// Whose mount this is: the volume that its source names.
     ///
     /// # Errors
     /// [`Error::Foreign`] when it is not one of ours.
     pub fn owner(&self) -> Result<VolumeId, Error> {
-        let found = statx(&self.root, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
-            .map_err(Error::kernel("look at target_path"))?;
-        let (fs_type, from) = mountinfo::origin(found.stx_mnt_id)?.unwrap_or_default();
+        let (fs_type, from) = mountinfo::origin(self.in_table()?)?.unwrap_or_default();
         let volume =
             from.strip_prefix(SOURCE_PREFIX).and_then(VolumeId::parse).filter(|_| fs_type == "tmpfs");
         volume.ok_or(Error::Foreign { fs_type, from })
@@ -235,18 +243,21 @@ impl Parent {
         }
     }
 
-    /// Takes every mount of ours off the target, the busy ones lazily.
+    /// Takes every mount of ours off the target, the busy ones lazily. `known` is the mount that needs no look into
+    /// the table.
     ///
     /// # Errors
     /// [`Error::Foreign`] when a mount that is not ours comes up: it is left alone, and what lies below it too.
-    pub fn unmount(&self) -> Result<(), Error> {
+    pub fn unmount(&self, known: Option<MountId>) -> Result<(), Error> {
         // The descriptor of the directory above keeps the path from being resolved a second time.
         let path = format!("/proc/self/fd/{}/{MOUNT}", self.directory.as_fd().as_raw_fd());
         for _ in 0..STACKED {
             match self.look()? {
                 Found::Nothing | Found::Directory(_) => return Ok(()),
                 Found::Mount(mounted) => {
-                    mounted.owner()?;
+                    if known != Some(mounted.id) {
+                        mounted.owner()?;
+                    }
                     // An open descriptor in the mount would keep it busy.
                     drop(mounted);
                 }

@@ -16,7 +16,7 @@ pub(crate) async fn unpublish(node: &Volumes, gone: Unpublish) -> Result<(), Err
         None => Ok(()),
         Some(parent) => {
             fault::point("unpublish.resolved");
-            parent.unmount()?;
+            parent.unmount(node.volumes.known(gone.id).map(|known| known.mount))?;
             fault::point("unpublish.unmounted");
             parent.remove()
         }

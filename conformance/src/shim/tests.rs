@@ -30,7 +30,7 @@ impl identity_server::Identity for Plugin {
     }
 }
 
-async fn dial(socket: PathBuf) -> IdentityClient<Channel> {
+fn dial(socket: PathBuf) -> IdentityClient<Channel> {
     let connect = service_fn(move |_| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
@@ -49,7 +49,7 @@ async fn calls_and_refusals_pass() {
     let refusals = Refusals::default();
     let shim = serve(&before, behind, target, controller, Arc::clone(&refusals));
     let calls = async {
-        let mut client = dial(before.clone()).await;
+        let mut client = dial(before.clone());
         let name = client.get_plugin_info(GetPluginInfoRequest {}).await.unwrap().into_inner().name;
         assert_eq!(name, "csi.example.org");
         let capabilities = client.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();

@@ -358,3 +358,35 @@ async fn a_publish_while_unpublishing_waits_for_its_turn() {
     assert_eq!(volume.read(), "token-1");
     assert!(agent.holds(&volume.id()));
 }
+
+#[tokio::test]
+async fn short_of_descriptors_it_asks_for_another_try_and_leaves_nothing() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    for start in [Start::default(), Start::default().attached()] {
+        let ground = Ground::new();
+        let agent = FakeAgent::start(&ground.link());
+        let driver = start.run(&ground).await;
+        driver.connected().await;
+        let volume = ground.volume("pod-1");
+        let pid = Pid::from_raw(i32::try_from(driver.pid()).unwrap());
+        let limit = |most: u64| {
+            prlimit(pid, Resource::Nofile, Rlimit { current: Some(most), maximum: Some(1024) }).unwrap();
+        };
+        let open = u64::try_from(driver.descriptors().await).unwrap();
+        let mut refused = 0;
+        // One for the connection, and one more each time, until there are enough.
+        for spare in 1..20 {
+            limit(open + spare);
+            let published = driver.publish(&volume).await;
+            limit(1024);
+            let Err(status) = published else { break };
+            assert_eq!(status.code(), Code::ResourceExhausted, "with {spare}: {status:?}");
+            ground.assert_clean(&volume);
+            refused += 1;
+        }
+        assert!(refused >= 3, "the limit was never felt");
+        assert_eq!(volume.read(), "token-1");
+        agent.refresh(&volume.id(), "token-2").unwrap();
+        assert_eq!(volume.read(), "token-2");
+    }
+}
