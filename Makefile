@@ -1,6 +1,6 @@
 # What people and CI call: CI calls nothing else. Each target has one line that `make help` shows.
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint bench conformance fuzz deny
+.PHONY: help demo test soak lint bench conformance interop fuzz deny
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -30,6 +30,10 @@ bench: ## measure, and print the figures beside their targets
 conformance: ## run csi-sanity against the real driver (needs Go, for csi-sanity)
 	cargo build --workspace --bins
 	@$(TARGET)/debug/countersign-conformance --csi-sanity "$$(conformance/tools.sh csi-sanity)"
+
+interop: ## let the real sops and ours read each other's files (needs Go, for sops)
+	cargo build --quiet --bin countersign-agent
+	@SOPS_BIN="$$(conformance/tools.sh sops)" COUNTERSIGN_AGENT=$(TARGET)/debug/countersign-agent tests/sops/interop.sh
 
 fuzz: ## fuzz every parser of foreign text for a while (COUNTERSIGN_FUZZ_SECONDS=n, 20 each)
 	@fuzz/run.sh $(or $(COUNTERSIGN_FUZZ_SECONDS),20)
