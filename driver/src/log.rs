@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::error::Error;
@@ -47,13 +49,16 @@ impl From<Severity> for Level {
 /// # Errors
 /// [`Error::Log`] when a log has been set up before.
 pub fn start(format: Format, severity: Severity) -> Result<(), Error> {
-    let lines = tracing_subscriber::fmt()
-        .with_max_level(Level::from(severity))
-        .with_writer(std::io::stderr)
-        .with_target(false);
+    let level = Level::from(severity);
+    // Of the libraries only what goes wrong: their debug lines tell of frames, not of volumes.
+    let ours = Targets::new().with_default(Level::WARN.min(level)).with_target("countersign_driver", level);
+    let lines =
+        tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false);
     match format {
-        Format::Json => lines.json().flatten_event(true).with_current_span(false).finish().try_init(),
-        Format::Text => lines.with_ansi(false).finish().try_init(),
+        Format::Json => {
+            lines.json().flatten_event(true).with_current_span(false).finish().with(ours).try_init()
+        }
+        Format::Text => lines.with_ansi(false).finish().with(ours).try_init(),
     }
     .map_err(Error::Log)
 }
