@@ -33,7 +33,7 @@ pub struct Workload {
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pod {}/{}", self.namespace, self.pod_name)
+        write!(f, "{}/{}", self.namespace, self.pod_name)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Starts the agent, the issuer, or a tool beside them.
 
+use std::alloc::System;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -9,6 +10,12 @@ use countersign_agent::issuer::config::Args as IssuerArgs;
 use countersign_agent::log::{self, LogArgs};
 use countersign_agent::store::sops::command::Args as SopsArgs;
 use countersign_agent::{hardening, issuer, run, signals};
+use zeroizing_alloc::ZeroAlloc;
+
+/// Overwrites what is freed: secrets also pass through libraries (TLS, HTTP/2, the template engine) whose buffers
+/// are not of our secret types.
+#[global_allocator]
+static MEMORY: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// Countersign's agent: the identities and secrets of this node's pods, as files in memory
 #[derive(Debug, Parser)]

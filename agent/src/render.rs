@@ -18,7 +18,7 @@ use std::sync::Arc;
 use crate::Error;
 use crate::identity::{Identity, JwtSvid};
 use crate::request::{Content, FileSpec, Reference, Source};
-use crate::secret::{Node, Secret};
+use crate::secret::{Node, Secret, scrub_stack};
 
 /// What is at hand for rendering.
 pub trait Material {
@@ -53,7 +53,11 @@ pub enum Rendered {
 pub fn render(spec: &FileSpec, material: &impl Material, limit: u64) -> Result<Rendered, Error> {
     let bytes = match &spec.content {
         Content::Secret(reference) => return secret(reference, material),
-        Content::Template(source) => return template::render(&spec.key, source, material, limit),
+        Content::Template(source) => {
+            let rendered = template::render(&spec.key, source, material, limit);
+            scrub_stack();
+            return rendered;
+        }
         Content::X509Chain => pem::certificates(&identity(material)?.x509.chain),
         Content::X509Key => pem::private_key(&identity(material)?.x509.key),
         Content::X509Bundle => pem::certificates(&identity(material)?.x509.roots),

@@ -79,3 +79,15 @@ pub enum Node {
     /// Nothing.
     Null,
 }
+
+/// Overwrites what calls that have returned left on this thread's stack, as far down as a template's rendering goes.
+///
+/// The allocator overwrites what is freed (`main.rs`); short strings of libraries live on the stack instead. Best effort:
+/// the compiler may keep values in places that nothing here reaches.
+#[inline(never)]
+pub(crate) fn scrub_stack() {
+    const REACH: usize = 64 * 1024;
+    let mut below = [0_u8; REACH];
+    // The compiler must believe that somebody reads it.
+    std::hint::black_box(&mut below);
+}

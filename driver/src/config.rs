@@ -46,7 +46,7 @@ pub struct CommandLine {
     #[arg(long, env = "COUNTERSIGN_TOKENS_FROM_CONTEXT")]
     pub tokens_from_context: bool,
     /// Shape of the log lines
-    #[arg(long, env = "COUNTERSIGN_LOG_FORMAT", default_value = "json")]
+    #[arg(long, env = "COUNTERSIGN_LOG_FORMAT", default_value = "text")]
     pub log_format: Format,
     /// Least severe level that is logged
     #[arg(long, env = "COUNTERSIGN_LOG_LEVEL", default_value = "info")]

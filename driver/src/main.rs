@@ -1,5 +1,6 @@
 //! Starts the driver.
 
+use std::alloc::System;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -7,6 +8,11 @@ use anyhow::Context;
 use clap::Parser;
 use countersign_driver::config::{CommandLine, Config};
 use countersign_driver::{log, process};
+use zeroizing_alloc::ZeroAlloc;
+
+/// Overwrites what is freed: tokens also pass through gRPC's own buffers.
+#[global_allocator]
+static MEMORY: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// Exit code of a mistake in the configuration: `EX_USAGE` of sysexits.h.
 const USAGE: u8 = 64;

@@ -129,7 +129,7 @@ impl Embedded {
 
     fn expected(&self, workload: &Workload) -> Result<SpiffeId, Error> {
         self.trust_domain.service_account(&workload.namespace, &workload.service_account).map_err(|problem| {
-            refused(format!("{workload} with service account {:?}: {problem}", workload.service_account))
+            refused(format!("pod {workload} with service account {:?}: {problem}", workload.service_account))
         })
     }
 
@@ -170,7 +170,7 @@ impl Embedded {
         };
         Err(Error::Unauthenticated {
             problem: format!(
-                "{workload}: {token}, and {identity}; kubelet's next republish brings a new token"
+                "pod {workload}: {token}, and {identity}; kubelet's next republish brings a new token"
             ),
         })
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -16,11 +17,18 @@ use countersign_tests::reader::read_file;
 use serde_json::{Value, json};
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![case(
-        "secrecy::nothing_secret_is_where_it_must_not_be",
-        Needs::Mounts,
-        nothing_secret_is_where_it_must_not_be,
-    )]
+    vec![
+        case(
+            "secrecy::nothing_secret_is_where_it_must_not_be",
+            Needs::Mounts,
+            nothing_secret_is_where_it_must_not_be,
+        ),
+        case(
+            "secrecy::a_secret_leaves_memory_with_its_pod",
+            Needs::Mounts,
+            a_secret_leaves_memory_with_its_pod,
+        ),
+    ]
 }
 
 const SECRET: &str = "CANARY-3f9a61c2";
@@ -129,4 +137,45 @@ fn files(directory: &Path, target: &Path, places: &mut Places) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The memory of agent and driver is read as a debugger would: while the pod runs its secret is in the agent (so the
+/// search finds what there is to find), and when it has gone it is in neither.
+async fn a_secret_leaves_memory_with_its_pod() -> Result<()> {
+    on_node(Setup::default(), async |node| {
+        let secret = format!("{SECRET}-{SECRET}-in-memory");
+        node.store.write("payments/db", &json!({"password": secret}))?;
+        let pod = Pod::new("payments", "api-1", "api");
+        let template = r#"before {{ secret("sops:payments/db").password }} after"#;
+        let asked = Volume::new().secret("a", "sops:payments/db#password").template("t", template);
+        let mut volume = node.published(&pod, asked).await?;
+        let agent = node.agent.as_ref().context("an agent")?.pid();
+        let driver = node.driver.as_ref().context("a driver")?.pid();
+        ensure!(times_in_memory(agent, &secret)? > 0, "the search finds nothing at all");
+        volume.unpublish(SOON).await?;
+        for (process, pid) in [("agent", agent), ("driver", driver)] {
+            let left = times_in_memory(pid, &secret)?;
+            ensure!(left == 0, "the secret is {left} times in the memory of the {process}");
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// How often `text` stands in the writable memory of a process.
+fn times_in_memory(pid: u32, text: &str) -> Result<usize> {
+    let memory = fs::File::open(format!("/proc/{pid}/mem"))?;
+    let mut times = 0;
+    for line in fs::read_to_string(format!("/proc/{pid}/maps"))?.lines() {
+        let mut words = line.split(' ');
+        let (range, access) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let (start, end) = range.split_once('-').context("a range")?;
+        let (start, end) = (u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?);
+        let mut bytes = vec![0; usize::try_from(end - start)?];
+        // Guard pages and the like cannot be read.
+        if access.starts_with("rw") && memory.read_exact_at(&mut bytes, start).is_ok() {
+            times += bytes.windows(text.len()).filter(|window| *window == text.as_bytes()).count();
+        }
+    }
+    Ok(times)
 }
