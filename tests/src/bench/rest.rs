@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 
 use super::Effort;
 use super::load::Load;
@@ -15,8 +15,8 @@ const VOLUMES: u32 = 250;
 const REPUBLISH: Duration = Duration::from_secs(75);
 /// Calls that kubelet makes for one republish: it asks twice what the driver can before it publishes.
 const CALLS: u32 = 3;
-/// Probes by which the bare cost of a call is measured.
-const PROBES: u32 = 500;
+/// How long as many Probes are made.
+const FLOOR: Duration = Duration::from_secs(30);
 /// After the publishes, until nothing of them is left to do.
 const SETTLE: Duration = Duration::from_secs(12);
 
@@ -24,20 +24,25 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     let mut load = Load::start(None).await?;
     load.grow_to(VOLUMES as usize).await?;
     sleep(SETTLE).await;
-    let window = effort.of(2 * REPUBLISH, Duration::from_secs(20));
 
-    let (before, began) = (usage(&load)?, Instant::now());
-    let republishes = republish(&mut load, window).await?;
-    let (after, took) = (usage(&load)?, began.elapsed());
+    let (before, began, mut pace) = (usage(&load)?, Instant::now(), Pace::new());
+    let window = effort.of(2 * REPUBLISH, Duration::from_secs(20));
+    while pace.next_within(began + window).await {
+        let index = (pace.made - 1) as usize % load.volumes.len();
+        load.volumes.get_mut(index).context("a volume")?.publish_once().await.context("a republish")?;
+    }
+    let (after, took, republishes) = (usage(&load)?, began.elapsed(), pace.made);
     let [driver, agent] = since(&after, &before).map(|used| millicores(used, took));
 
-    let before = usage(&load)?;
+    let (before, began, mut pace) = (usage(&load)?, Instant::now(), Pace::new());
     let calls = load.calls()?;
-    for _ in 0..PROBES {
-        calls.probe().await?;
+    while pace.next_within(began + effort.of(FLOOR, FLOOR / 3)).await {
+        for _ in 0..CALLS {
+            calls.probe().await?;
+        }
     }
     let [probes, _] = since(&usage(&load)?, &before);
-    let floor = millicores(probes / PROBES * CALLS * VOLUMES, REPUBLISH);
+    let floor = millicores(probes, began.elapsed());
     load.end().await?;
 
     let share = Quantity::Millicores;
@@ -48,22 +53,29 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
         share(agent),
         Quantity::Time(took)
     );
-    Ok(vec![row.floor(share(floor), "the driver answering as many Probes").remark(remark)])
+    Ok(vec![row.floor(share(floor), "the driver answering Probes at the same pace").remark(remark)])
 }
 
-/// Republishes one volume after the other, evenly, for so long. Answers how many times.
-async fn republish(load: &mut Load, window: Duration) -> Result<u32> {
-    let mut ticks = interval(REPUBLISH / VOLUMES);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (end, mut made) = (Instant::now() + window, 0);
-    let count = load.volumes.len();
-    while Instant::now() < end {
-        ticks.tick().await;
-        let volume = load.volumes.get_mut(made as usize % count).context("a volume")?;
-        volume.publish_once().await.context("a republish")?;
-        made += 1;
+/// One volume after the other, evenly, so that each has its turn once in [`REPUBLISH`].
+struct Pace {
+    ticks: Interval,
+    made: u32,
+}
+
+impl Pace {
+    fn new() -> Self {
+        let mut ticks = interval(REPUBLISH / VOLUMES);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { ticks, made: 0 }
     }
-    Ok(made)
+
+    /// Waits for the next turn. None is left when it would come after `end`.
+    async fn next_within(&mut self, end: Instant) -> bool {
+        let now = self.ticks.tick().await;
+        let within = now < end;
+        self.made += u32::from(within);
+        within
+    }
 }
 
 fn usage(load: &Load) -> Result<[Processor; 2]> {
