@@ -7,7 +7,7 @@ use tokio::time::Instant;
 /// Pins one moment of the monotonic clock to one of the wall clock.
 ///
 /// Wall time is read again at each call unless the clock was pinned for a test, so a stepped system clock is
-/// seen; a pinned clock moves with [`tokio::time::advance`].
+/// seen; a pinned clock moves with `tokio::time::advance`.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock(Wall);
 

@@ -2,10 +2,11 @@
 
 mod layout;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -385,7 +386,11 @@ async fn answers(address: SocketAddr, path: &str) -> bool {
     http::get(address, path).await.is_ok_and(|(status, _)| status == 200)
 }
 
-/// An address nobody listened on a moment ago.
+/// An address that nobody listens on, and nobody else will: each call has a loopback host of its own (all of
+/// 127.0.0.0/8 is this machine), so that no test running beside and no client's port can come in between.
 pub fn free_address() -> Result<SocketAddr> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    static HANDED_OUT: AtomicU8 = AtomicU8::new(0);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let host = Ipv4Addr::new(127, 64 | (high & 0x3f), low, HANDED_OUT.fetch_add(1, Ordering::Relaxed));
+    Ok(std::net::TcpListener::bind((host, 0))?.local_addr()?)
 }

@@ -91,7 +91,7 @@ impl<'node> Refusals<'node> {
         let scratch = self.node.layout.scratch.path().display().to_string();
         let text = message.replace(&scratch, "<root>").replace(&pod.uid, "<uid>");
         let words = text.split(' ').map(|word| {
-            let address = word.starts_with("127.0.0.1:");
+            let address = word.starts_with("127.");
             let number = word.len() > 6 && word.bytes().all(|b| b.is_ascii_digit());
             if address {
                 "<address>:"
