@@ -16,13 +16,24 @@ pub fn assert_readable(message: &str) {
     assert!(!message.chars().any(char::is_control), "a control character in {message:?}");
 }
 
+/// A message is one of those that are the same for any input, numbers aside: so it repeats nothing of it.
+///
+/// # Panics
+/// If it is another.
+pub fn assert_fixed(message: &str, fixed: &[String]) {
+    let without_numbers = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
+    let message = without_numbers(message);
+    assert!(fixed.iter().any(|fixed| without_numbers(fixed) == message), "a message of its own: {message:?}");
+}
+
 /// A reference is written as it was meant.
 ///
 /// # Panics
 /// If reading back what is written makes another.
 pub fn assert_round_trip(reference: &Reference) {
     let written = format!("{reference:#}");
-    let again = Reference::parse(&written, &stores()).unwrap_or_else(|problem| panic!("{written:?}: {problem}"));
+    let again =
+        Reference::parse(&written, &stores()).unwrap_or_else(|problem| panic!("{written:?}: {problem}"));
     assert_eq!(&again, reference, "{written:?}");
     let short = Reference::parse(&reference.to_string(), &stores()).expect("the short form parses too");
     assert_eq!((&short.source.path, &short.field), (&reference.source.path, &reference.field));

@@ -14,6 +14,9 @@ fuzz_target!(|line: &str| {
             assert_eq!(mount.point, fields[4]);
             assert!(fields.windows(3).any(|w| w == ["-", &*mount.fs_type, &*mount.source]), "{line:?}");
         }
-        assert!(mount.point.len() <= fields[4].len() * 3, "unescaping makes text shorter, or marks what is no UTF-8");
+        assert!(
+            mount.point.len() <= fields[4].len() * 3,
+            "unescaping makes text shorter, or marks what is no UTF-8"
+        );
     }
 });

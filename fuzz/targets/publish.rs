@@ -24,8 +24,10 @@ fuzz_target!(|bytes: &[u8]| {
     for value in request.secrets.values_mut().chain(request.volume_context.get_mut(TOKENS)) {
         *value = value.replace("TOKEN", CANARY);
     }
-    let unpublish =
-        NodeUnpublishVolumeRequest { volume_id: request.volume_id.clone(), target_path: request.target_path.clone() };
+    let unpublish = NodeUnpublishVolumeRequest {
+        volume_id: request.volume_id.clone(),
+        target_path: request.target_path.clone(),
+    };
     match Unpublish::parse(&unpublish, ROOT) {
         Ok(unpublish) => assert_eq!(Some(unpublish.place), place),
         Err(error) => assert_readable(&error.to_string()),

@@ -30,7 +30,11 @@ fn assert_sound(request: &Request) {
             assert!(!component.contains(['/', '\0']), "{component:?}");
         }
         for (end, _) in file.path.as_str().match_indices('/') {
-            assert!(!files.contains(&file.path.as_str()[..end]), "a file where {} needs a directory", file.path);
+            assert!(
+                !files.contains(&file.path.as_str()[..end]),
+                "a file where {} needs a directory",
+                file.path
+            );
         }
         assert!(file.mode.is_none_or(|mode| mode & !0o777 == 0), "mode {:?}", file.mode);
     }

@@ -8,8 +8,9 @@ use countersign_agent::store::sops::{Format, KeyRing, parse};
 use countersign_fuzz::{assert_readable, assert_secretive};
 use libfuzzer_sys::fuzz_target;
 
-static KEYS: LazyLock<KeyRing> =
-    LazyLock::new(|| KeyRing::parse(include_bytes!("../keys/age.txt")).expect("the key in the repository is one"));
+static KEYS: LazyLock<KeyRing> = LazyLock::new(|| {
+    KeyRing::parse(include_bytes!("../keys/age.txt")).expect("the key in the repository is one")
+});
 
 fuzz_target!(|input: &[u8]| {
     let Some((&notation, bytes)) = input.split_first() else { return };

@@ -65,7 +65,7 @@ pub(super) fn contents(node: &Node) -> String {
 }
 
 /// A name as a message can bear it.
-fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     let end = if name.chars().count() > SHOWN { "…" } else { "" };
     name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(SHOWN).chain(end.chars()).collect()
 }

@@ -170,7 +170,7 @@ impl Run {
             Some(miss) => {
                 // A computed name may be a secret; one that the template spells out is none.
                 let name = if spells_out(source, &miss.key) {
-                    format!("no field {}", miss.key)
+                    format!("no field {}", field::shown(&miss.key))
                 } else {
                     "no such field".to_owned()
                 };

@@ -370,6 +370,8 @@ fn what_goes_wrong_while_rendering() {
         error.to_string(),
         "s:app: no field usr, which line 2 of template.countersign.dev/f uses; it has b64, bad64, bytes, deep, empty, hosts, nothing, password, port, ratio, text64, tls, username"
     );
+    let error = template("{{ secret('s:app')['us\u{1b}r'] }}", &shelf).unwrap_err();
+    assert!(error.to_string().starts_with("s:app: no field us\u{fffd}r, which line 1"), "{error}");
     let error = template("{{ secret('s:app').hosts[secret('s:app').port] }}", &shelf).unwrap_err();
     assert_eq!(
         error.to_string(),

@@ -33,7 +33,7 @@ impl Request {
             let (key, value) = (key.into(), value.into());
             bytes = bytes.saturating_add(key.len()).saturating_add(value.len());
             if sorted.contains_key(&key) {
-                return Err(Error::request(key, "given twice; give it once"));
+                return Err(Error::request(shown(&key), "given twice; give it once"));
             }
             sorted.insert(key, value);
         }
@@ -54,16 +54,27 @@ impl Request {
     }
 }
 
+/// As much of a key as a message can bear.
+fn shown(key: &str) -> String {
+    if is_printable(key) {
+        return key.to_owned();
+    }
+    key.chars().filter(|c| !c.is_control()).take(60).chain("…".chars()).collect()
+}
+
+/// Only an unknown key, or one with a wrong file name, can be longer than a message should be.
+fn is_printable(key: &str) -> bool {
+    key.len() <= MAX_KEY_BYTES && !key.chars().any(char::is_control)
+}
+
 /// Reads one attribute; returns the refresh interval, if it is that.
 fn read(files: &mut Files, key: &str, value: &str, stores: &StoreNames) -> Result<Option<Duration>, Error> {
-    // Only an unknown key, or one with a wrong file name, can be longer than a message should be.
-    if key.len() > MAX_KEY_BYTES || key.chars().any(char::is_control) {
-        let shown: String = key.chars().filter(|c| !c.is_control()).take(60).chain("…".chars()).collect();
+    if !is_printable(key) {
         let problem = format!(
             "the key has {} bytes or a control character; at most {MAX_KEY_BYTES} printable ones are possible",
             key.len()
         );
-        return Err(Error::request(shown, problem));
+        return Err(Error::request(shown(key), problem));
     }
     let at = |problem: Problem| Error::request(key, problem.to_string());
     match Key::parse(key).map_err(at)? {
@@ -287,6 +298,7 @@ mod tests {
             (&[][..], none),
             (&[("countersign.dev/inject", "true"), ("countersign.dev/refresh", "30s")], none),
             (&[a, a], "secret.countersign.dev/a: given twice; give it once"),
+            (&[("a\nb", ""), ("a\nb", "")], "ab…: given twice; give it once"),
             (
                 &[a, ("secrets.countersign.dev/b", "vault:b")],
                 "secrets.countersign.dev/b: unknown key; did you mean secret.countersign.dev/b?",

@@ -45,6 +45,10 @@ impl Reference {
             Some((target, options)) => (target, Some(options)),
             None => (rest, None),
         };
+        // Without its options the reference would be another.
+        if target.ends_with(' ') {
+            return Err(Problem::new("a space stands before ?; write the options without one"));
+        }
         let (path, field) = match target.split_once('#') {
             Some((path, field)) => (path, Some(field)),
             None => (target, None),
@@ -327,6 +331,7 @@ mod tests {
             ("p4ss w0rd!:a", &format!("what stands before : is no store's name; {known}")),
             ("vault:", "the path after the store is empty; write <store>:<path>#<field>"),
             ("vault:#a", "the path after the store is empty; write <store>:<path>#<field>"),
+            ("vault:a ?optional", "a space stands before ?; write the options without one"),
             ("vault:?optional", "the path after the store is empty; write <store>:<path>#<field>"),
             ("vault:../sys", dots),
             ("vault:a/./b", dots),
