@@ -85,6 +85,7 @@ pub enum Node {
 /// The allocator overwrites what is freed (`main.rs`); short strings of libraries live on the stack instead. Best effort:
 /// the compiler may keep values in places that nothing here reaches.
 #[inline(never)]
+#[expect(clippy::large_stack_arrays, reason = "the stack is what it is for; a thread has 2 MiB")]
 pub(crate) fn scrub_stack() {
     const REACH: usize = 64 * 1024;
     let mut below = [0_u8; REACH];

@@ -289,6 +289,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table of cases is as long as there are cases")]
     fn what_a_pod_may_not_ask_for() {
         let a = ("secret.countersign.dev/a", "vault:a");
         let none = "volume attributes: no file is asked for; ask for one, such as \
