@@ -16,7 +16,7 @@ test: ## all tests that need no cluster
 
 soak: ## SIGKILL driver and agent at 1,000 random moments (COUNTERSIGN_KILLS=n, COUNTERSIGN_SEED=n)
 	cargo build --workspace --bins
-	COUNTERSIGN_KILLS=$(or $(COUNTERSIGN_KILLS),1000) cargo test -p countersign-tests --test soak
+	COUNTERSIGN_KILLS=$(or $(COUNTERSIGN_KILLS),1000) cargo test --workspace --test soak
 
 lint: ## formatting, clippy and rustdoc, warnings refused
 	cargo fmt --all --check
