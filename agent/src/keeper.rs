@@ -3,14 +3,20 @@
 //! A volume is in its slot or in its turn, never in both. What comes for it meanwhile waits in the slot. Forgetting
 //! it drops the turn; a turn writes files without a pause between two steps, so a swap is never left half done.
 
+mod handle;
+mod slot;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::{AbortHandle, JoinSet};
+pub use handle::Handle;
+use handle::{Command, Reply};
+use slot::Slot;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tokio_util::time::{DelayQueue, delay_queue};
+use tokio_util::time::DelayQueue;
 use tracing::{debug, error, info, warn};
 
 use crate::Error;
@@ -19,61 +25,6 @@ use crate::metrics::Metrics;
 use crate::sources::Sources;
 use crate::turn::{Turned, World, turn};
 use crate::volume::{News, Publish, Volume, VolumeId};
-
-type Reply = oneshot::Sender<Result<(), Error>>;
-
-#[derive(Debug)]
-enum Command {
-    Publish(Box<Publish>, Reply),
-    Forget(VolumeId, oneshot::Sender<()>),
-    Reconcile(Vec<VolumeId>, oneshot::Sender<Vec<VolumeId>>),
-    Ping(oneshot::Sender<()>),
-}
-
-/// Speaks to the keeper.
-#[derive(Debug, Clone)]
-pub struct Handle(mpsc::Sender<Command>);
-
-impl Handle {
-    /// Fills a volume, or takes in what a republish brings; answers when the files are there.
-    pub async fn publish(&self, publish: Publish) -> Result<(), Error> {
-        self.ask(|reply| Command::Publish(Box::new(publish), reply)).await?
-    }
-
-    /// Ends a volume. No error if there is none.
-    pub async fn forget(&self, id: VolumeId) -> Result<(), Error> {
-        self.ask(|reply| Command::Forget(id, reply)).await
-    }
-
-    /// Ends all volumes but `ids`; returns those of them that are held with a directory.
-    pub async fn reconcile(&self, ids: Vec<VolumeId>) -> Result<Vec<VolumeId>, Error> {
-        self.ask(|reply| Command::Reconcile(ids, reply)).await
-    }
-
-    /// Answers if the keeper is alive.
-    pub async fn ping(&self) -> Result<(), Error> {
-        self.ask(Command::Ping).await
-    }
-
-    async fn ask<A>(&self, command: impl FnOnce(oneshot::Sender<A>) -> Command) -> Result<A, Error> {
-        let (reply, answer) = oneshot::channel();
-        self.0.send(command(reply)).await.map_err(|_| Error::ShuttingDown)?;
-        answer.await.map_err(|_| Error::ShuttingDown)
-    }
-}
-
-/// A volume's place.
-#[derive(Debug, Default)]
-struct Slot {
-    /// None while the volume is in its turn.
-    volume: Option<Volume>,
-    turning: Option<AbortHandle>,
-    timer: Option<delay_queue::Key>,
-    /// Who waits for the turn that runs.
-    waiting: Vec<Reply>,
-    /// What came during the turn, and who waits for it to be taken in.
-    news: Vec<(News, Reply)>,
-}
 
 /// Owns the volumes; [`Keeper::run`] is its life.
 #[derive(Debug)]
@@ -102,7 +53,7 @@ impl<S: Sources> Keeper<S> {
             turns: JoinSet::new(),
             running: HashMap::new(),
         };
-        (keeper, Handle(outbox))
+        (keeper, Handle::new(outbox))
     }
 
     /// Keeps the volumes until `shutdown`. Files stay as they are.
@@ -289,28 +240,6 @@ impl<S: Sources> Keeper<S> {
         }
         info!(volume_id = %id, "volume forgotten");
         slot.answer(&Err(Error::Forgotten));
-    }
-}
-
-impl Slot {
-    /// Answers those who wait for the turn that ended.
-    fn reply(&mut self, result: &Result<(), Error>) {
-        for reply in self.waiting.drain(..) {
-            // Who does not wait any more does not need the answer.
-            reply.send(result.clone()).unwrap_or_default();
-        }
-    }
-
-    /// Answers everybody: the slot ends.
-    fn answer(mut self, result: &Result<(), Error>) {
-        self.reply(result);
-        for (_, reply) in self.news.drain(..) {
-            reply.send(result.clone()).unwrap_or_default();
-        }
-    }
-
-    fn holds_directory(&self) -> bool {
-        self.volume.as_ref().is_none_or(|volume| volume.directory.is_some())
     }
 }
 
