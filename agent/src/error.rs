@@ -150,12 +150,6 @@ impl Error {
         Self::Request { key: key.into(), problem: problem.into() }
     }
 
-    /// Whether trying again later may help without anybody changing the request.
-    #[must_use]
-    pub fn may_heal(&self) -> bool {
-        !matches!(self, Self::Request { .. } | Self::Forgotten)
-    }
-
     /// One word for metrics.
     #[must_use]
     pub fn label(&self) -> &'static str {
