@@ -8,8 +8,8 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## build, and show a secret reach a pod on this machine (under 15 s when built)
-	cargo build --release --quiet --bin countersign-driver --bin countersign-agent --bin countersign-demo
-	@$(TARGET)/release/countersign-demo
+	cargo build --profile demo --quiet --bin countersign-driver --bin countersign-agent --bin countersign-demo
+	@$(TARGET)/demo/countersign-demo
 
 test: ## all tests that need no cluster
 	@tests/suite
