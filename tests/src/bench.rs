@@ -112,6 +112,8 @@ fn run(arguments: &Arguments) -> Result<()> {
 
 async fn measure(arguments: &Arguments, namespace: &Namespace) -> Result<Report> {
     let mut rows = Vec::new();
+    let load = std::fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
+    let load = load.split(' ').next().unwrap_or_default().to_owned();
     for &figure in Figure::value_variants() {
         if arguments.only.is_empty() || arguments.only.contains(&figure) {
             let name =
@@ -120,7 +122,7 @@ async fn measure(arguments: &Arguments, namespace: &Namespace) -> Result<Report>
             rows.extend(figure.measure(Effort { quick: arguments.quick }).await.context(name)?);
         }
     }
-    Ok(Report { place: namespace.to_string(), quick: arguments.quick, rows })
+    Ok(Report { place: namespace.to_string(), load, quick: arguments.quick, rows })
 }
 
 /// What runs ends with what measures it, in order: processes are killed, mounts and directories removed.

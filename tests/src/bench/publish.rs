@@ -28,6 +28,7 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     let calls = load.calls()?;
 
     let (mut whole, mut identity, mut overhead) = (Vec::new(), Vec::new(), Vec::new());
+    let mut agent = Vec::new();
     let (mut floor, mut probe) = (Vec::new(), Vec::new());
     let mut before = Answers::until_now(&load).await?;
     for round in 0..WARM_UP + effort.of(1000, 200) {
@@ -39,6 +40,7 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
         let after = Answers::until_now(&load).await?;
         ensure!(after.reads == before.reads, "a secret was read that was to be in the cache");
         let answer = after.identity.saturating_sub(before.identity);
+        let in_agent = after.publish.saturating_sub(before.publish).saturating_sub(answer);
         before = after;
         if round == 0 {
             ensure!(reader::read(&volume.target())?.len() == files.len(), "the volume has all its files");
@@ -48,6 +50,7 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
             whole.push(took);
             identity.push(answer);
             overhead.push(took.saturating_sub(answer));
+            agent.push(in_agent);
             floor.push(bare);
             probe.push(probed);
         }
@@ -57,12 +60,13 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
 
     let of = |samples| Times::of(samples);
     let (whole, identity, overhead) = (of(whole)?, of(identity)?, of(overhead)?);
-    let (floor, probe) = (of(floor)?, of(probe)?);
+    let (agent, floor, probe) = (of(agent)?, of(floor)?, of(probe)?);
     let mut rows = Vec::new();
     for (percent, target) in [(50, Duration::from_millis(1)), (99, Duration::from_millis(3))] {
         let at = |times: &Times| Quantity::Time(times.percentile(percent));
         let parts = format!(
-            "of {} in all, {} the identity's; a Probe takes {}; {} publishes",
+            "{} of it in the agent; in all {} with {} for the identity; a Probe takes {}; {} publishes",
+            at(&agent),
             at(&whole),
             at(&identity),
             at(&probe),
@@ -75,8 +79,9 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Time the agent has waited for identities, and how often it asked a store.
+/// Times by the agent's own clock, and how often it asked a store.
 struct Answers {
+    publish: Duration,
     identity: Duration,
     reads: u64,
 }
@@ -84,8 +89,14 @@ struct Answers {
 impl Answers {
     async fn until_now(load: &Load) -> Result<Self> {
         let metrics = load.node.metrics().await?;
-        let identity = metrics.sum("countersign_identity_seconds_sum", &[]).context("time of identities")?;
-        let reads = load.counter("countersign_fetch_total").await?;
-        Ok(Self { identity: Duration::from_secs_f64(identity), reads })
+        let time = |name: &str| {
+            let seconds = metrics.sum(name, &[]).with_context(|| format!("no metric {name}"))?;
+            Ok::<_, anyhow::Error>(Duration::from_secs_f64(seconds))
+        };
+        Ok(Self {
+            publish: time("countersign_publish_seconds_sum")?,
+            identity: time("countersign_identity_seconds_sum")?,
+            reads: load.counter("countersign_fetch_total").await?,
+        })
     }
 }

@@ -129,6 +129,8 @@ const HEAD: [&str; COLUMNS] = ["figure", "measured", "target", "floor", "remark"
 pub(super) struct Report {
     /// With which rights.
     pub(super) place: String,
+    /// The machine's load before anything was measured: 1.0 is one core kept busy by others.
+    pub(super) load: String,
     /// Whether fewer samples were taken.
     pub(super) quick: bool,
     /// The figures.
@@ -145,18 +147,23 @@ impl Report {
     pub(super) fn json(&self) -> String {
         let rows: Vec<_> = self.rows.iter().map(Row::json).collect();
         let machine = Machine::this().to_string();
-        let (place, profile, quick) = (&self.place, Self::profile(), self.quick);
-        format!(
-            "{:#}",
-            json!({"machine": machine, "profile": profile, "place": place, "quick": quick, "figures": rows})
-        )
+        let report = json!({
+            "machine": machine,
+            "profile": Self::profile(),
+            "place": self.place,
+            "loadBefore": self.load,
+            "quick": self.quick,
+            "figures": rows,
+        });
+        format!("{report:#}")
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let quick = if self.quick { "; quick: fewer samples" } else { "" };
-        writeln!(f, "{}; {}; {}{quick}\n", Machine::this(), Self::profile(), self.place)?;
+        let (machine, profile) = (Machine::this(), Self::profile());
+        writeln!(f, "{machine}; {profile}; {}; load before: {}{quick}\n", self.place, self.load)?;
         let mut lines = vec![HEAD.map(str::to_owned)];
         lines.extend(self.rows.iter().map(Row::cells));
         let width = |column: usize| {
@@ -194,7 +201,8 @@ mod tests {
             Row::new("x", Quantity::Count(3)).target(Quantity::Count(2)).floor(Quantity::Count(1), "one");
         assert_eq!(row.cells(), ["x", "3", "≤ 2 MISSED", "1 (one)", ""]);
         assert_eq!(row.json()["met"], false);
-        let report = Report { place: "here".to_owned(), quick: true, rows: vec![row] };
+        let report =
+            Report { place: "here".to_owned(), load: "0.00".to_owned(), quick: true, rows: vec![row] };
         let table = report.to_string();
         let line = table.lines().find(|line| line.starts_with('x')).unwrap();
         let head = table.lines().find(|line| line.starts_with("figure")).unwrap();
