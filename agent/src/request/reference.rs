@@ -111,6 +111,10 @@ impl Reference {
             (_, Some("")) => {
                 return Err(Problem::new(format!("option {name} has no value; write {name}=<value>")));
             }
+            // At the end of a reference it would be no part of it: the same option must not mean two things.
+            (_, Some(value)) if value.trim_ascii_end() != value => {
+                return Err(Problem::new(format!("option {name} ends with a space; leave it out")));
+            }
             (_, Some(value)) => value,
             (name, None) => return Err(lonely_option(name)),
         };
@@ -358,6 +362,7 @@ mod tests {
             ("vault:a?optinal", "unknown option optinal; did you mean optional?"),
             ("vault:a?wrapped", "unknown option wrapped; a store's own options are written wrapped=<value>"),
             ("vault:a?mode", "option mode has no value; write mode=<value>"),
+            ("vault:a?b=1 &a=2", "option b ends with a space; leave it out"),
             ("vault:a?version=", "option version has no value; write version=<value>"),
             ("vault:a?mode=rw", "mode is not three or four octal digits; write for example mode=0440"),
             ("vault:a?encoding=hex", "the encoding is not known; base64 is: write encoding=base64"),
