@@ -29,14 +29,14 @@ bench: ## measure, and print the figures beside their targets
 
 conformance: ## run csi-sanity against the real driver (needs Go, for csi-sanity)
 	cargo build --workspace --bins
-	@$(TARGET)/debug/countersign-conformance --csi-sanity "$$(conformance/tools.sh csi-sanity)"
+	@$(TARGET)/debug/countersign-conformance --csi-sanity "$$(tests/tools/build.sh csi-sanity)"
 
 interop: ## let the real sops and ours read each other's files (needs Go, for sops)
 	cargo build --quiet --bin countersign-agent
-	@SOPS_BIN="$$(conformance/tools.sh sops)" COUNTERSIGN_AGENT=$(TARGET)/debug/countersign-agent tests/sops/interop.sh
+	@SOPS_BIN="$$(tests/tools/build.sh sops)" COUNTERSIGN_AGENT=$(TARGET)/debug/countersign-agent tests/sops/interop.sh
 
 fuzz: ## fuzz every parser of foreign text for a while (COUNTERSIGN_FUZZ_SECONDS=n, 20 each)
 	@fuzz/run.sh $(or $(COUNTERSIGN_FUZZ_SECONDS),20)
 
 deny: ## look at licences, bans and sources of all dependencies
-	@"$$(conformance/tools.sh cargo-deny)" check bans licenses sources
+	@"$$(tests/tools/build.sh cargo-deny)" check bans licenses sources

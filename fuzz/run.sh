@@ -12,7 +12,7 @@ seconds=${1:?"seconds a target are wanted: fuzz/run.sh 20"}
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Tools lie beside each other: cargo finds the subcommand in PATH.
-PATH=$(dirname "$(conformance/tools.sh cargo-fuzz)"):$PATH
+PATH=$(dirname "$(tests/tools/build.sh cargo-fuzz)"):$PATH
 host=$(rustc -vV | sed -n 's/^host: //p')
 directory=${COUNTERSIGN_FUZZ_TARGET:-fuzz/target}
 built=$directory/$host/release

@@ -33,7 +33,7 @@ use crate::shim::{Refusal, Refusals};
 /// csi-sanity against the driver of Countersign.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The csi-sanity binary (`conformance/tools.sh csi-sanity` builds it and prints where it is).
+    /// The csi-sanity binary (`tests/tools/build.sh csi-sanity` builds it and prints where it is).
     #[arg(long)]
     csi_sanity: PathBuf,
     /// Only specs whose name matches this regular expression; what is left out is not judged.
@@ -116,7 +116,7 @@ async fn conform(node: &Node, arguments: &Arguments) -> Result<Judgement> {
         .kill_on_drop(true);
     let run = async {
         let mut child = sanity.spawn().with_context(|| {
-            format!("{}: `conformance/tools.sh csi-sanity` builds it", arguments.csi_sanity.display())
+            format!("{}: `tests/tools/build.sh csi-sanity` builds it", arguments.csi_sanity.display())
         })?;
         let ended = tokio::time::timeout(LIMIT, child.wait()).await;
         Ok(ended.with_context(|| format!("csi-sanity has not ended within {LIMIT:?}"))??)

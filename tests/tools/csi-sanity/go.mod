@@ -1,4 +1,4 @@
-module countersign.dev/conformance/csi-sanity
+module countersign.dev/tests/tools/csi-sanity
 
 go 1.26
 

@@ -1,4 +1,4 @@
-module countersign.dev/tests/sops
+module countersign.dev/tests/tools/sops
 
 go 1.26.0
 

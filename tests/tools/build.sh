@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the foreign tools that our checks run, and prints the path of each, one a line, in the order asked for.
 #
-#   conformance/tools.sh csi-sanity sops cargo-deny cargo-fuzz
+#   tests/tools/build.sh csi-sanity sops cargo-deny cargo-fuzz
 #
 # They are kept outside the clone, under a name made of everything that went into them: the module's files and the
 # compiler's version. What is built already is not built again; a change of either makes a new one.
@@ -25,17 +25,20 @@ place() {
   mv -T "$built" "$kept" 2>/dev/null || [[ -d $kept/bin ]] || { say "cannot write $kept"; exit 1; }
 }
 
-# go_tool NAME MODULE: builds the tool that the module's go.mod names.
-go_tool() {
-  local name=$1 module=$2 kept work
-  need go "Debian has golang-go; 1.26 or later is wanted"
+# go_tools MODULE NAME [VARIABLE=VALUE…] [FLAG…]: builds all tools that the module's go.mod names, and prints NAME's path.
+go_tools() {
+  local module=$here/$1 name=$2 kept work variables=(CGO_ENABLED=0)
+  shift 2
+  while [[ ${1:-} == [A-Z]*=* ]]; do variables+=("$1"); shift; done
+  need go "Debian has golang-go; 1.26 is wanted"
   [[ -f $module/go.mod && -f $module/go.sum ]] || { say "$name: $module has no go.mod and go.sum"; exit 1; }
-  kept=$cache/$name-$({ cat "$module/go.mod" "$module/go.sum"; go version; } | key)
+  kept=$cache/$(basename "$module")-$({ cat "$module/go.mod" "$module/go.sum"; echo "${variables[@]}" "$@"; go version; } | key)
   if [[ ! -x $kept/bin/$name ]]; then
-    say "building $name, once: a few minutes where the Go build cache is cold"
+    say "building $(basename "$module"), once: minutes where the Go build cache is cold"
     mkdir -p "$cache"
     work=$(mktemp -d "$cache/.$name.XXXXXX")
-    (cd "$module" && CGO_ENABLED=0 go build -mod=readonly -trimpath -o "$work/bin/" tool) >&2
+    mkdir "$work/bin"
+    (cd "$module" && env "${variables[@]}" go build -mod=readonly -trimpath "$@" -o "$work/bin/" tool) >&2
     place "$work" "$kept"
     rm -rf "$work"
   fi
@@ -61,13 +64,22 @@ cargo_tool() {
 }
 
 if (($# == 0)); then
-  say "names wanted: csi-sanity, sops, cargo-deny, cargo-fuzz"
+  say "names wanted: csi-sanity, sops, cargo-deny, cargo-fuzz, kubelet, kube-apiserver, …, containerd, ctr, runc, helm, vault, spire-server, …"
   exit 2
 fi
 for tool; do
   case $tool in
-    csi-sanity) go_tool csi-sanity "$here/csi-sanity" ;;
-    sops) go_tool sops "$here/../tests/sops" ;;
+    csi-sanity) go_tools csi-sanity "$tool" ;;
+    sops) go_tools sops "$tool" ;;
+    kube-apiserver | kube-controller-manager | kube-scheduler | kubelet | kubectl)
+      # Without its version the apiserver calls itself v0.0.0, and no chart installs.
+      go_tools kubernetes "$tool" -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2" ;;
+    containerd | containerd-shim-runc-v2 | ctr) go_tools containerd "$tool" -ldflags "-s -w" -tags no_btrfs,no_devmapper,no_zfs ;;
+    runc) go_tools runc "$tool" CGO_ENABLED=1 -ldflags "-s -w" -tags seccomp ;;
+    helm) go_tools helm "$tool" -ldflags "-s -w" ;;
+    vault) go_tools vault "$tool" -ldflags "-s -w" ;;
+    # The server keeps its registrations in SQLite, which is C.
+    spire-server | spire-agent) go_tools spire "$tool" CGO_ENABLED=1 -ldflags "-s -w" ;;
     cargo-deny) cargo_tool cargo-deny 0.20.2 ;;
     cargo-fuzz) cargo_tool cargo-fuzz 0.13.2 ;;
     *) say "unknown tool $tool"; exit 2 ;;
