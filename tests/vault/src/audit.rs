@@ -1,0 +1,94 @@
+//! Vault's audit file: one JSON object a line, one for each request and one for each answer.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+/// One line.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Entry {
+    /// `request` or `response`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// RFC 3339.
+    pub time: String,
+    /// What was refused, and why.
+    #[serde(default)]
+    pub error: String,
+    /// Who asked.
+    #[serde(default)]
+    pub auth: Auth,
+    /// What was asked.
+    pub request: Request,
+}
+
+/// Who asked.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Auth {
+    /// Such as `jwt-spiffe://example.org/ns/payments/sa/api`.
+    pub display_name: String,
+    /// The entity.
+    pub entity_id: String,
+    /// Names of policies.
+    pub policies: Vec<String>,
+}
+
+/// What was asked.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Request {
+    /// What an answer calls `request_id`.
+    pub id: String,
+    /// `read`, `update` and so on.
+    pub operation: String,
+    /// Such as `kv/data/payments`.
+    pub path: String,
+}
+
+impl Entry {
+    /// Whether it is a request for this path or for one beneath it.
+    pub fn asks_for(&self, path: &str) -> bool {
+        self.kind == "request"
+            && self.request.path.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// Whether it is a login.
+    pub fn is_login(&self) -> bool {
+        self.kind == "request" && self.request.path.starts_with("auth/") && self.request.path.ends_with("/login")
+    }
+}
+
+/// Reads a whole file.
+pub fn read(file: &Path) -> Result<Vec<Entry>> {
+    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    // A line that is being written has no end yet.
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole.lines().map(|line| serde_json::from_str(line).context("a line of the audit file")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_requests_and_answers() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = concat!(
+            r#"{"type":"request","time":"t","request":{"id":"1","operation":"update","path":"auth/jwt/login"}}"#,
+            "\n",
+            r#"{"type":"request","time":"t","auth":{"display_name":"jwt-x"},"request":{"id":"2","operation":"read","path":"kv/data/a"}}"#,
+            "\n",
+            r#"{"type":"response","time":"t","error":"denied","request":{"id":"2","operation":"read","path":"kv/data/a"}}"#,
+            "\n{\"type\":",
+        );
+        fs::write(file.path(), text).unwrap();
+        let entries = read(file.path()).unwrap();
+        assert_eq!(entries.len(), 3);
+        assert!(entries[0].is_login() && !entries[1].is_login());
+        assert!(entries[1].asks_for("kv/data") && entries[1].asks_for("kv/data/a"));
+        assert!(!entries[1].asks_for("kv/da") && !entries[2].asks_for("kv/data/a"));
+    }
+}
