@@ -52,12 +52,18 @@ impl Entry {
     /// Whether it is a request for this path or for one beneath it.
     pub fn asks_for(&self, path: &str) -> bool {
         self.kind == "request"
-            && self.request.path.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            && self
+                .request
+                .path
+                .strip_prefix(path)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
     /// Whether it is a login.
     pub fn is_login(&self) -> bool {
-        self.kind == "request" && self.request.path.starts_with("auth/") && self.request.path.ends_with("/login")
+        self.kind == "request"
+            && self.request.path.starts_with("auth/")
+            && self.request.path.ends_with("/login")
     }
 }
 

@@ -83,8 +83,7 @@ impl Vault {
         command.arg("server").arg("-config").arg(self.scratch.path().join("vault.json"));
         let mut process = Process::start("vault", command, &self.log())?;
         let anonymous = self.anonymous.clone();
-        let answers =
-            async || anonymous.send(Method::GET, "sys/seal-status", Bytes::new()).await.is_ok();
+        let answers = async || anonymous.send(Method::GET, "sys/seal-status", Bytes::new()).await.is_ok();
         process.wait_until(START, "answering", answers).await?;
         self.process = Some(process);
         Ok(())
@@ -225,7 +224,9 @@ pub fn find() -> Result<PathBuf> {
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     for name in ["vault", "bao"] {
-        if let Some(found) = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file()) {
+        if let Some(found) =
+            std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
+        {
             return Ok(found);
         }
     }

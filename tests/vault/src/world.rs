@@ -31,6 +31,8 @@ pub struct Plan {
     pub database: bool,
     /// What is different in the store's configuration: keys that replace the page's; null removes one.
     pub store: Map<String, Value>,
+    /// Addresses to be tried before the real one.
+    pub more_addresses: Vec<String>,
 }
 
 /// All of it. It ends when it is dropped, Vault last.
@@ -52,13 +54,13 @@ pub struct World {
 impl World {
     /// Starts everything, in the order an operator would.
     pub async fn start(plan: Plan) -> Result<Self> {
-        let postgres = async {
-            if plan.database { Postgres::start().await.map(Some) } else { Ok(None) }
-        };
+        let postgres = async { if plan.database { Postgres::start().await.map(Some) } else { Ok(None) } };
         let (vault, postgres) = tokio::try_join!(Vault::start(), postgres)?;
         let page = Page::read("vault.md")?;
         let mut setup = plan.node;
-        let store = store(&page, &vault.url(), &vault.ca(), &plan.store)?;
+        let mut addresses = plan.more_addresses;
+        addresses.push(vault.url());
+        let store = store(&page, &addresses, &vault.ca(), &plan.store)?;
         setup.stores.insert(STORE.to_owned(), store);
         let mut node = Node::new(setup)?;
         node.start_issuer().await?;
@@ -89,7 +91,8 @@ impl World {
         if let Some(postgres) = &self.postgres {
             shell = shell
                 .with("PG_ADDRESS", postgres.address().to_string())
-                .with("PG_PASSWORD", postgres.password());
+                .with("PG_PASSWORD", postgres.password())
+                .with("PG_SSLMODE", "disable");
         }
         Ok(shell)
     }
@@ -133,11 +136,11 @@ pub fn pod() -> Pod {
 }
 
 /// The page's own configuration of the store, with a real address in place of the one it gives.
-fn store(page: &Page, url: &str, ca: &Path, other: &Map<String, Value>) -> Result<Value> {
+fn store(page: &Page, addresses: &[String], ca: &Path, other: &Map<String, Value>) -> Result<Value> {
     let stores = page.yaml("The store", "stores")?;
     let mut store = stores.get(STORE).cloned().with_context(|| format!("no store {STORE}"))?;
     let store_map = store.as_object_mut().context("a store is a map")?;
-    let written = store_map.insert("addresses".to_owned(), json!([url]));
+    let written = store_map.insert("addresses".to_owned(), json!(addresses));
     anyhow::ensure!(written == Some(json!([PAGE_ADDRESS])), "the page's address: {written:?}");
     let written = store_map.insert("caFile".to_owned(), json!(ca));
     anyhow::ensure!(written == Some(json!(PAGE_CA)), "the page's file of roots: {written:?}");
