@@ -145,6 +145,12 @@ impl Error {
         }
     }
 
+    /// Whether the store has said for certain that this identity has no such secret, or none any more.
+    #[must_use]
+    pub fn is_withdrawal(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::Denied { .. })
+    }
+
     /// A wrong request, by the key that is wrong.
     pub(crate) fn request(key: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Request { key: key.into(), problem: problem.into() }

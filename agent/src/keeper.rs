@@ -248,14 +248,18 @@ fn note(volume: &mut Volume, turned: &Turned) {
     let label = turned.trouble.as_ref().map(Error::label);
     let (volume_id, pod) = (&volume.id, &volume.workload);
     match (&turned.trouble, volume.trouble) {
+        (Some(error), _) if !volume.established && turned.result.is_ok() => {
+            warn!(%volume_id, %pod, %error, "the pod starts with secrets as the node read them last (stale-ok)");
+        }
         (Some(error), before) if before != label => warn!(
-            %volume_id, %pod, %error, files_kept = volume.established, "the volume could not be brought up to date"
+            %volume_id, %pod, %error, files_kept = volume.established, left_out = turned.left_out,
+            "the volume could not be brought up to date"
         ),
         (None, Some(before)) => info!(%volume_id, %pod, was = before, "the volume is up to date again"),
         _ => debug!(%volume_id, %pod, ok = turned.result.is_ok(), "turn"),
     }
     if let Ok(Change::Replaced { files, bytes, .. }) = &turned.result {
-        info!(%volume_id, %pod, files, bytes, "files written");
+        info!(%volume_id, %pod, files, bytes, left_out = turned.left_out, "files written");
     }
     volume.trouble = label;
 }

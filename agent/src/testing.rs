@@ -50,6 +50,10 @@ impl FakeSources {
         self.secrets.lock().unwrap().insert(path.to_owned(), value.to_owned());
     }
 
+    pub(crate) fn remove(&self, path: &str) {
+        self.secrets.lock().unwrap().remove(path);
+    }
+
     pub(crate) fn fail(&self, error: Error) {
         *self.failure.lock().unwrap() = Some(error);
     }

@@ -2,6 +2,8 @@
 //!
 //! First publish, refresh, rotation, retry and republish all are a turn; they differ only in why it ran.
 
+mod compose;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +15,13 @@ use tokio::time::Instant;
 use crate::Error;
 use crate::cache::{Cache, Look, pause};
 use crate::clock::Clock;
-use crate::files::{Change, FileSet, default_mode};
+use crate::files::{Change, FileSet};
 use crate::identity::{Identity, JwtSvid};
-use crate::render::{Rendered, render};
 use crate::request::{Content, Reference, Source};
 use crate::secret::Node;
 use crate::sources::Sources;
 use crate::volume::{Inputs, Retry, Volume};
+use compose::{Composed, ages, compose, lapsed};
 
 /// How long the files of one volume may be waited for: kubelet gives two minutes, the driver a minute and a half.
 const LIMIT: Duration = Duration::from_secs(75);
@@ -49,6 +51,8 @@ pub struct Turned {
     pub result: Result<Change, Error>,
     /// Why something is not as fresh as it should be.
     pub trouble: Option<Error>,
+    /// How many files the volume lacks because what they are made from was withdrawn, and the pod wants it so.
+    pub left_out: usize,
     /// When the next turn is due.
     pub due: Instant,
 }
@@ -81,8 +85,9 @@ pub async fn turn<S: Sources>(volume: &mut Volume, world: &World<S>) -> Turned {
             Some(files) => write(volume, world, files)?,
             None => Change::Unchanged,
         };
-        volume.written = Some(gathered.inputs);
-        Ok((change, gathered.trouble))
+        let lacking = volume.written.insert(gathered.inputs).lacking.as_ref();
+        let trouble = gathered.trouble.or_else(|| lacking.map(|lacking| lacking.error.clone()));
+        Ok((change, trouble))
     });
     if result.is_err() {
         volume.failures = volume.failures.saturating_add(1);
@@ -97,9 +102,11 @@ pub async fn turn<S: Sources>(volume: &mut Volume, world: &World<S>) -> Turned {
     {
         due.at(when);
     }
+    let lacking = volume.written.as_ref().and_then(|written| written.lacking.as_ref());
+    let (left_out, due) = (lacking.map_or(0, |lacking| lacking.files), due.0);
     match result {
-        Ok((change, trouble)) => Turned { result: Ok(change), trouble, due: due.0 },
-        Err(error) => Turned { trouble: Some(error.clone()), result: Err(error), due: due.0 },
+        Ok((change, trouble)) => Turned { result: Ok(change), trouble, left_out, due },
+        Err(error) => Turned { trouble: Some(error.clone()), result: Err(error), left_out, due },
     }
 }
 
@@ -111,33 +118,36 @@ fn write<S>(volume: &mut Volume, world: &World<S>, files: &FileSet) -> Result<Ch
 
 async fn gather<S: Sources>(volume: &mut Volume, world: &World<S>, due: &mut Due) -> Result<Gathered, Error> {
     let mut trouble = None;
-    let identity = identity(volume, world, due, &mut trouble).await?;
+    let identity = match identity(volume, world, due, &mut trouble).await {
+        Ok(identity) => identity,
+        Err(error) => {
+            let (files, inputs) = lapsed(volume, world.clock.wall(), &error).ok_or_else(|| error.clone())?;
+            return Ok(Gathered { files: Some(files), inputs, trouble: Some(error) });
+        }
+    };
     let jwts = jwts(volume, world, &identity, due, &mut trouble).await?;
-    let mut inputs = Inputs { secrets: HashMap::new(), identity, jwts };
+    let mut inputs = Inputs { secrets: HashMap::new(), identity, jwts, lacking: None };
     let mut wanted: Vec<_> = volume.request.references().chain(&volume.asked).cloned().collect();
     volume.asked.clear();
     for round in 0..ROUNDS {
-        look_up(volume, world, &mut inputs, &wanted, due, &mut trouble).await;
-        if round == 0 && volume.written.as_ref().is_some_and(|written| written.same(&inputs)) {
+        look_up(volume, world, &mut inputs, &wanted, due, &mut trouble).await?;
+        if let Some(written) = volume.written.as_ref()
+            && round == 0
+            && written.same(&inputs)
+            && !ages(volume, &inputs, world.clock.wall())
+        {
+            inputs.lacking.clone_from(&written.lacking);
             volume.asked = wanted.split_off(volume.request.references().count());
             return Ok(Gathered { files: None, inputs, trouble });
         }
-        wanted.clear();
-        let mut files = FileSet::default();
-        for spec in &volume.request.files {
-            match render(spec, &inputs, volume.capacity)? {
-                Rendered::File(content) => {
-                    let mode = spec.mode.unwrap_or_else(|| default_mode(volume.fs_group));
-                    files.insert(spec.path.clone(), content, mode);
-                }
-                Rendered::Omitted => {}
-                Rendered::Needs(references) => wanted.extend(references),
+        wanted = match compose(volume, &inputs, world.clock.wall())? {
+            Composed::Needs(references) => references,
+            Composed::Files(files, lacking) => {
+                inputs.lacking = lacking;
+                volume.entries.retain(|source, _| inputs.secrets.contains_key(source));
+                return Ok(Gathered { files: Some(files), inputs, trouble });
             }
-        }
-        if wanted.is_empty() {
-            volume.entries.retain(|source, _| inputs.secrets.contains_key(source));
-            return Ok(Gathered { files: Some(files), inputs, trouble });
-        }
+        };
         volume.asked.extend_from_slice(&wanted);
     }
     let key = volume
@@ -189,6 +199,7 @@ async fn identity<S: Sources>(
                 return Err(error);
             };
             trouble.get_or_insert(error);
+            due.at(world.clock.instant_of(identity.x509.not_after));
             identity
         }
     };
@@ -214,12 +225,14 @@ async fn jwts<S: Sources>(
         if jwts.contains_key(audience) {
             continue;
         }
-        let held = volume.jwts.get(audience).filter(|jwt| jwt.expires > wall).cloned();
-        let jwt = match held {
+        let jwt = match volume.jwts.get(audience).cloned() {
             Some(jwt) if jwt.renew_at > wall => jwt,
             held => match world.sources.jwt(&volume.workload, &volume.tokens, identity, audience).await {
                 Ok(jwt) => Arc::new(jwt),
                 Err(error) => {
+                    // One that has ended stays where it is for the sake of the files beside it, which go on being
+                    // refreshed; a pod that is about to start gets none.
+                    let held = held.filter(|held| volume.established || held.expires > wall);
                     let Some(held) = held else { return Err(error) };
                     due.at(world.clock.now() + pause(&error, volume.failures.max(3)).mul_f64(jitter()));
                     trouble.get_or_insert(error);
@@ -244,7 +257,7 @@ async fn look_up<S: Sources>(
     wanted: &[Reference],
     due: &mut Due,
     trouble: &mut Option<Error>,
-) {
+) -> Result<(), Error> {
     // One look for each source, as fresh as the most impatient of its references wants it.
     let mut ages = HashMap::<&Source, Duration>::new();
     for reference in wanted.iter().filter(|reference| !inputs.secrets.contains_key(&reference.source)) {
@@ -263,18 +276,32 @@ async fn look_up<S: Sources>(
         }
     });
     let looks = join_all(looks).await;
+    let mut doubtful = None;
     for (source, entry, look) in looks {
         volume.entries.insert(source.clone(), entry);
         due.at(look.due);
-        inputs.secrets.insert(source, settle(look, volume.established, trouble));
+        if volume.wipes() && look.document.is_none() && !look.withdrawn {
+            // Nothing is at hand that could stay, and nothing may go on a store's first word.
+            doubtful = doubtful.or_else(|| look.trouble.clone().filter(Error::is_withdrawal));
+        }
+        inputs.secrets.insert(source, settle(look, volume, trouble));
     }
+    doubtful.map_or(Ok(()), Err)
 }
 
-/// The last good answer serves a volume that has files already; a pod that is about to start waits for a fresh one.
-fn settle(look: Look, established: bool, trouble: &mut Option<Error>) -> Result<Arc<Node>, Error> {
+/// The last good answer serves a volume that has files already; a pod that is about to start waits for a fresh one,
+/// unless it says otherwise.
+fn settle(look: Look, volume: &Volume, trouble: &mut Option<Error>) -> Result<Arc<Node>, Error> {
+    let serves = |error: &Error| {
+        if volume.established {
+            !(look.withdrawn && volume.wipes())
+        } else {
+            volume.request.stale_ok && matches!(error, Error::StoreUnavailable { .. })
+        }
+    };
     match (look.document, look.trouble) {
         (Some(document), None) => Ok(document),
-        (Some(document), Some(error)) if established => {
+        (Some(document), Some(error)) if serves(&error) => {
             trouble.get_or_insert(error);
             Ok(document)
         }

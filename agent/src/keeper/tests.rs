@@ -1,3 +1,5 @@
+mod policies;
+
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
