@@ -3,25 +3,29 @@
 //! First publish, refresh, rotation, retry and republish all are a turn; they differ only in why it ran.
 
 mod compose;
+mod identify;
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use rand::Rng;
 use tokio::time::Instant;
+use tracing::error;
 
 use crate::Error;
-use crate::cache::{Cache, Look, pause};
+use crate::cache::{Cache, Look};
 use crate::clock::Clock;
 use crate::files::{Change, FileSet};
-use crate::identity::{Identity, JwtSvid};
 use crate::request::{Content, Reference, Source};
 use crate::secret::Node;
 use crate::sources::Sources;
-use crate::volume::{Inputs, Retry, Volume};
+use crate::volume::{Inputs, Volume};
 use compose::{Composed, ages, compose, lapsed};
+use identify::{identity, jwts};
 
 /// How long the files of one volume may be waited for: kubelet gives two minutes, the driver a minute and a half.
 const LIMIT: Duration = Duration::from_secs(75);
@@ -74,8 +78,28 @@ struct Gathered {
     trouble: Option<Error>,
 }
 
+/// Takes `volume` through one turn, and through a panic in it: then everything it knew is forgotten but what it is to
+/// hold and where, and it comes again as after any other trouble. Its files stay as they are.
+pub async fn unbroken<S: Sources>(volume: &mut Volume, world: &World<S>) -> Turned {
+    // Safe to unwind through, for nothing that the turn may have left half done is looked at again.
+    if let Ok(turned) = AssertUnwindSafe(turn(volume, world)).catch_unwind().await {
+        return turned;
+    }
+    error!(volume_id = %volume.id, pod = %volume.workload, "BUG: a turn panicked; its volume begins anew");
+    volume.begin_anew(world.clock.now());
+    let due = world.clock.now() + failed(volume);
+    Turned { result: Err(Error::Fault), trouble: Some(Error::Fault), left_out: 0, due }
+}
+
+/// Counts a failed turn; how long to wait for the next.
+fn failed(volume: &mut Volume) -> Duration {
+    volume.failures = volume.failures.saturating_add(1);
+    let (first, longest) = WRITE_RETRY;
+    first.saturating_mul(1 << (volume.failures - 1).min(16)).min(longest).mul_f64(jitter())
+}
+
 /// Takes `volume` through one turn.
-pub async fn turn<S: Sources>(volume: &mut Volume, world: &World<S>) -> Turned {
+async fn turn<S: Sources>(volume: &mut Volume, world: &World<S>) -> Turned {
     let mut due = Due(world.clock.now() + IDLE);
     let gathered = tokio::time::timeout(LIMIT, gather(volume, world, &mut due)).await.unwrap_or_else(|_| {
         Err(Error::Deadline { waiting_for: "its identity and secrets".to_owned(), limit: LIMIT })
@@ -90,10 +114,7 @@ pub async fn turn<S: Sources>(volume: &mut Volume, world: &World<S>) -> Turned {
         Ok((change, trouble))
     });
     if result.is_err() {
-        volume.failures = volume.failures.saturating_add(1);
-        let (first, longest) = WRITE_RETRY;
-        let doubled = first.saturating_mul(1 << (volume.failures - 1).min(16)).min(longest);
-        due.at(world.clock.now() + doubled.mul_f64(jitter()));
+        due.at(world.clock.now() + failed(volume));
     } else {
         volume.failures = 0;
     }
@@ -162,91 +183,6 @@ async fn gather<S: Sources>(volume: &mut Volume, world: &World<S>, due: &mut Due
             "asks for ever more secrets after {ROUNDS} rounds; name them without one another's help"
         ),
     })
-}
-
-/// The volume's identity: renewed when due, the last one kept while it is valid.
-async fn identity<S: Sources>(
-    volume: &mut Volume,
-    world: &World<S>,
-    due: &mut Due,
-    trouble: &mut Option<Error>,
-) -> Result<Arc<Identity>, Error> {
-    let (now, wall) = (world.clock.now(), world.clock.wall());
-    let current = volume.identity.clone().filter(|identity| identity.x509.not_after > wall);
-    let resting = volume.identity_retry.as_ref().filter(|retry| retry.at > now);
-    let renewed = match (&current, resting) {
-        (Some(identity), _) if identity.renew_at > wall => Ok(Arc::clone(identity)),
-        (_, Some(retry)) => Err(retry.error.clone()),
-        (_, None) => {
-            world.sources.x509(&volume.workload, &volume.tokens, current.as_deref()).await.map(Arc::new)
-        }
-    };
-    let identity = match renewed {
-        Ok(identity) => {
-            volume.identity_retry = None;
-            identity
-        }
-        Err(error) => {
-            if resting.is_none() {
-                let attempts = volume.identity_retry.as_ref().map_or(0, |retry| retry.attempts) + 1;
-                let at = now + pause(&error, attempts).mul_f64(jitter());
-                volume.identity_retry = Some(Retry { error: error.clone(), attempts, at });
-            }
-            due.at(volume.identity_retry.as_ref().map_or(now, |retry| retry.at));
-            let Some(identity) = current else {
-                // Expired: no store is asked in its name any more, and no file of it is written.
-                volume.identity = None;
-                return Err(error);
-            };
-            trouble.get_or_insert(error);
-            due.at(world.clock.instant_of(identity.x509.not_after));
-            identity
-        }
-    };
-    if identity.renew_at > wall {
-        due.at(world.clock.instant_of(identity.renew_at));
-    }
-    volume.identity = Some(Arc::clone(&identity));
-    Ok(identity)
-}
-
-/// One JWT-SVID for each audience the request names.
-async fn jwts<S: Sources>(
-    volume: &mut Volume,
-    world: &World<S>,
-    identity: &Identity,
-    due: &mut Due,
-    trouble: &mut Option<Error>,
-) -> Result<HashMap<String, Arc<JwtSvid>>, Error> {
-    let wall = world.clock.wall();
-    let mut jwts = HashMap::new();
-    for spec in &volume.request.files {
-        let Content::Jwt { audience } = &spec.content else { continue };
-        if jwts.contains_key(audience) {
-            continue;
-        }
-        let jwt = match volume.jwts.get(audience).cloned() {
-            Some(jwt) if jwt.renew_at > wall => jwt,
-            held => match world.sources.jwt(&volume.workload, &volume.tokens, identity, audience).await {
-                Ok(jwt) => Arc::new(jwt),
-                Err(error) => {
-                    // One that has ended stays where it is for the sake of the files beside it, which go on being
-                    // refreshed; a pod that is about to start gets none.
-                    let held = held.filter(|held| volume.established || held.expires > wall);
-                    let Some(held) = held else { return Err(error) };
-                    due.at(world.clock.now() + pause(&error, volume.failures.max(3)).mul_f64(jitter()));
-                    trouble.get_or_insert(error);
-                    held
-                }
-            },
-        };
-        if jwt.renew_at > wall {
-            due.at(world.clock.instant_of(jwt.renew_at));
-        }
-        jwts.insert(audience.clone(), jwt);
-    }
-    volume.jwts.clone_from(&jwts);
-    Ok(jwts)
 }
 
 /// Asks the cache for everything `wanted` that is not among the `inputs` yet, all at once.

@@ -188,6 +188,18 @@ impl Volume {
         self.established && self.request.on_revoked == OnRevoked::Wipe
     }
 
+    /// Forgets everything but what the volume is to hold, as whom, and where: what a turn that panicked left behind is
+    /// not to be built upon. Without a directory, if it cannot be looked through now, the driver sends another.
+    pub(crate) fn begin_anew(&mut self, now: Instant) {
+        self.directory = self.directory.take().and_then(|directory| directory.reopen(now).ok());
+        self.identity = None;
+        self.identity_retry = None;
+        self.jwts.clear();
+        self.entries.clear();
+        self.asked.clear();
+        self.written = None;
+    }
+
     /// Takes in what a Publish brought. A descriptor that comes replaces the one held: the driver knows which
     /// mount the pod sees.
     pub(crate) fn take(&mut self, news: News, now: Instant) -> Result<(), Error> {
