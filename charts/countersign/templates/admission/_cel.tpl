@@ -13,3 +13,8 @@ k.startsWith('countersign.dev/') || k.contains('.countersign.dev/')
 {{- define "countersign.cel.sound" -}}
 variables.path.matches('^(/[^/:\\x00-\\x1f\\x7f]+)+$') && !variables.path.matches('/[.][.]?(/|$)')
 {{- end }}
+
+{{- /* Keys that the agent knows; charts/test compares them with its list. */}}
+{{- define "countersign.cel.known" -}}
+k.matches('^((secret|template|jwt)[.]countersign[.]dev/.+|svid[.]countersign[.]dev/x509|countersign[.]dev/(inject|path|containers|refresh))$')
+{{- end }}
