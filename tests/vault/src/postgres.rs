@@ -135,6 +135,11 @@ fn owned(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether there is one to start.
+pub fn is_installed() -> bool {
+    binaries().is_ok()
+}
+
 /// Debian keeps each version's programs in a directory of its own.
 fn binaries() -> Result<PathBuf> {
     let root = Path::new("/usr/lib/postgresql");

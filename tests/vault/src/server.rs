@@ -183,6 +183,16 @@ impl Vault {
         self.scratch.path().join("ca.crt")
     }
 
+    /// A directory in which the binary is named `vault`, whatever it is elsewhere.
+    pub fn on_path(&self) -> Result<PathBuf> {
+        let (directory, binary) = (self.scratch.directory("bin", 0o755)?, self.binary.canonicalize()?);
+        let link = directory.join("vault");
+        if !link.exists() {
+            std::os::unix::fs::symlink(binary, link)?;
+        }
+        Ok(directory)
+    }
+
     /// The binary.
     pub fn binary(&self) -> &Path {
         &self.binary

@@ -80,9 +80,8 @@ impl World {
     /// What the commands of the page find around them.
     pub fn shell(&self) -> Result<Shell> {
         let ca = self.ingress_authority.write(&self.vault.directory().join("ingress-ca.pem"))?;
-        let binaries = self.vault.binary().parent().context("a binary lies in a directory")?;
         let mut shell = Shell::default()
-            .with_path(binaries)
+            .with_path(&self.vault.on_path()?)
             .with("VAULT_ADDR", self.vault.url())
             .with("VAULT_CACERT", self.vault.ca().display().to_string())
             .with("VAULT_TOKEN", self.vault.root_token())
