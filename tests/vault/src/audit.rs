@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -67,6 +68,29 @@ impl Entry {
     }
 }
 
+/// The time of day of a line (RFC 3339, in UTC).
+fn time_of_day(time: &str) -> Result<Duration> {
+    let clock =
+        time.split_once('T').and_then(|(_, clock)| clock.strip_suffix('Z')).context("a time in UTC")?;
+    let mut parts = clock.split(':');
+    let mut next = || parts.next().context("hours, minutes and seconds");
+    let (hours, minutes, seconds): (u64, u64, f64) = (next()?.parse()?, next()?.parse()?, next()?.parse()?);
+    Ok(Duration::from_secs(hours * 3600 + minutes * 60) + Duration::from_secs_f64(seconds))
+}
+
+/// The sum of the times between each request and its answer.
+pub fn answered(entries: &[Entry]) -> Result<Duration> {
+    let mut sum = Duration::ZERO;
+    for answer in entries.iter().filter(|entry| entry.kind == "response") {
+        let same = |entry: &&Entry| entry.kind == "request" && entry.request.id == answer.request.id;
+        if let Some(request) = entries.iter().find(same) {
+            // Over midnight there is nothing to be added.
+            sum += time_of_day(&answer.time)?.saturating_sub(time_of_day(&request.time)?);
+        }
+    }
+    Ok(sum)
+}
+
 /// Reads a whole file.
 pub fn read(file: &Path) -> Result<Vec<Entry>> {
     let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
@@ -78,6 +102,24 @@ pub fn read(file: &Path) -> Result<Vec<Entry>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_and_answers_are_paired() {
+        let entry = |kind: &str, id: &str, time: &str| Entry {
+            kind: kind.to_owned(),
+            time: time.to_owned(),
+            error: String::new(),
+            auth: Auth::default(),
+            request: Request { id: id.to_owned(), ..Request::default() },
+        };
+        let entries = [
+            entry("request", "a", "2026-01-01T10:00:59.5Z"),
+            entry("request", "b", "2026-01-01T10:00:59.6Z"),
+            entry("response", "a", "2026-01-01T10:01:00.25Z"),
+            entry("response", "of another", "2026-01-01T10:01:00.25Z"),
+        ];
+        assert_eq!(answered(&entries).unwrap(), Duration::from_millis(750));
+    }
 
     #[test]
     fn lines_are_requests_and_answers() {

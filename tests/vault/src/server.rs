@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
@@ -214,6 +215,11 @@ impl Vault {
     /// Every entry of the audit file.
     pub fn audit(&self) -> Result<Vec<audit::Entry>> {
         audit::read(&self.audit_file())
+    }
+
+    /// How long Vault took, by its own audit file, for what it answered after so many entries.
+    pub fn answered_since(&self, entries: usize) -> Result<Duration> {
+        audit::answered(self.audit()?.get(entries..).unwrap_or_default())
     }
 
     /// All bytes of its audit file.
