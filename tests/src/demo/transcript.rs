@@ -32,7 +32,7 @@ enum Style {
 
 impl Transcript {
     /// One whose clock starts now.
-    pub fn new() -> Self {
+    pub fn begin() -> Self {
         let now = Instant::now();
         // https://no-color.org
         let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();

@@ -44,12 +44,9 @@ impl Lie {
 
 /// The bytes of a whole answer.
 pub fn answer(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
-    let mut bytes = format!("HTTP/1.1 {status} Whatever\r\nContent-Length: {}\r\n", body.len());
-    for (name, value) in headers {
-        bytes.push_str(&format!("{name}: {value}\r\n"));
-    }
-    bytes.push_str("Connection: close\r\n\r\n");
-    [bytes.as_bytes(), body].concat()
+    let first = format!("HTTP/1.1 {status} Whatever\r\nContent-Length: {}\r\n", body.len());
+    let headers: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    [first.as_bytes(), headers.concat().as_bytes(), b"Connection: close\r\n\r\n", body].concat()
 }
 
 /// What is to be answered; nothing for what an honest server would say.

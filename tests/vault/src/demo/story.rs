@@ -32,7 +32,7 @@ struct Story {
 
 /// Tells the story. The exit code says whether every claim held.
 pub(super) async fn tell(namespace: &Namespace) -> Result<ExitCode> {
-    let mut transcript = Transcript::new();
+    let mut transcript = Transcript::begin();
     transcript.title("Countersign and Vault: a pod logs in as itself, end to end on this machine")?;
     transcript.fact("machine", &Machine::this().to_string())?;
     transcript.fact("mounts", &namespace.to_string())?;
@@ -67,7 +67,7 @@ impl Story {
     async fn tell(&mut self) -> Result<()> {
         self.world.start_node().await?;
         let mut volume = self.publish().await?;
-        self.who_asked().await?;
+        self.who_asked()?;
         self.change(&volume).await?;
         self.stranger().await?;
         self.outage(&volume).await?;
@@ -111,7 +111,7 @@ impl Story {
         Ok(volume)
     }
 
-    async fn who_asked(&mut self) -> Result<()> {
+    fn who_asked(&mut self) -> Result<()> {
         self.transcript.step(
             "What Vault's audit log says",
             "Who asked: the workload, by name. No agent, no node, no shared role.",

@@ -81,7 +81,7 @@ async fn each_volume_has_its_own() -> Result<()> {
         ensure!(first != second, "each volume has a user of its own");
         ensure!(leases(world).await?.len() == 2, "two leases for two volumes with two references each");
         ensure!(
-            counted(&world.node, "countersign_leases", &["store=\"vault\""]).await? == 2.0,
+            (1.5..2.5).contains(&counted(&world.node, "countersign_leases", &["store=\"vault\""]).await?),
             "and so it is counted"
         );
         one.unpublish(SOON).await?;
@@ -102,7 +102,7 @@ async fn gone(world: &World) -> Result<()> {
     eventually(SOON, "no user is left in the database", gone).await
 }
 
-async fn renewals(world: &World) -> Result<usize> {
+fn renewals(world: &World) -> Result<usize> {
     Ok(world.vault.audit()?.iter().filter(|entry| entry.asks_for("sys/leases/renew")).count())
 }
 
@@ -111,7 +111,7 @@ async fn renewed_and_kept() -> Result<()> {
         lives(world, "6s", "1h").await?;
         let mut volume = world.node.published(&pod("api-1"), credentials()).await?;
         let user = opens(world, &volume)?;
-        let renewed = async || renewals(world).await.is_ok_and(|count| count >= 3);
+        let renewed = async || renewals(world).is_ok_and(|count| count >= 3);
         eventually(SOON, "three renewals", renewed).await?;
         ensure!(opens(world, &volume)? == user, "the same user all the time");
         ensure!(postgres(world)?.dynamic_users()?.len() == 1, "and no other");

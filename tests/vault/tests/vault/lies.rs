@@ -266,7 +266,7 @@ async fn another_name() -> Result<()> {
     // Told the name, it is the right one.
     let liar = Liar::with_certificate(&authority.certificate(&["vault.example.com"])?).await?;
     let name = |store: &mut serde_json::Map<_, _>| {
-        drop(store.insert("serverName".to_owned(), json!("vault.example.com")))
+        drop(store.insert("serverName".to_owned(), json!("vault.example.com")));
     };
     on_impostor(liar, &authority, name, async |impostor| heals(impostor).await).await
 }

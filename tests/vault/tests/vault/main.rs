@@ -5,6 +5,7 @@
 
 mod asking;
 mod audit;
+mod demo;
 mod engines;
 mod example;
 mod leases;
@@ -32,5 +33,6 @@ fn main() -> ExitCode {
     cases.extend(secrecy::cases());
     cases.extend(lies::cases());
     cases.extend(wire::cases());
+    cases.extend(demo::cases());
     countersign_tests::harness::main(cases)
 }

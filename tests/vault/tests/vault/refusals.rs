@@ -22,10 +22,9 @@ pub(crate) fn cases() -> Vec<Case> {
 pub(crate) async fn permit(world: &World, paths: &[&str]) -> Result<()> {
     let root = world.vault.root();
     let policy = root.read("sys/policies/acl/payments-api").await?;
-    let mut text = policy["data"]["policy"].as_str().context("a policy")?.to_owned();
-    for path in paths {
-        text.push_str(&format!("\npath \"{path}\" {{ capabilities = [\"read\", \"update\"] }}\n"));
-    }
+    let text = policy["data"]["policy"].as_str().context("a policy")?;
+    let stanza = |path: &&str| format!("\npath \"{path}\" {{ capabilities = [\"read\", \"update\"] }}\n");
+    let text = text.to_owned() + &paths.iter().map(stanza).collect::<String>();
     root.write("sys/policies/acl/payments-api", &json!({"policy": text})).await.map(drop)
 }
 

@@ -79,7 +79,8 @@ async fn given_back_with_the_last_user() -> Result<()> {
         let mut other = world.node.published(&pod("api-2"), one(PASSWORD)).await?;
         ensure!(accessors(world).await?.len() == 1, "one token for both");
         ensure!(
-            counted(&world.node, "countersign_vault_tokens", &["store=\"vault\""]).await? == 1.0,
+            (0.5..1.5)
+                .contains(&counted(&world.node, "countersign_vault_tokens", &["store=\"vault\""]).await?),
             "counted"
         );
         one_of_two.unpublish(SOON).await?;
