@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 const MOST: usize = 1 << 20;
 
 /// A request as it came.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Request {
     /// `GET` and so on.
     pub method: String,

@@ -125,7 +125,7 @@ async fn the_key_stays_on_the_node() -> Result<()> {
         ensure!(!audit.contains(body), "and was shown none");
         // A name that the role does not allow: Vault's own words reach the pod.
         let status = refusal(&world.node, "vault:pki/sign/web?common_name=pay.example.com").await?;
-        says(&status, Code::InvalidArgument, &["pay.example.com", "not allowed"])?;
+        says(&status, Code::FailedPrecondition, &["pay.example.com", "not allowed"])?;
         volume.unpublish(SOON).await
     })
     .await

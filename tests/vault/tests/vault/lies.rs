@@ -10,7 +10,7 @@ use countersign_tests::node::{SOON, eventually};
 use countersign_tests::reader::read_file;
 use countersign_vault_tests::authority::Authority;
 use countersign_vault_tests::impostor::{Impostor, on_impostor};
-use countersign_vault_tests::liar::{Liar, Lie, TOKEN, VALUE, answer, honest};
+use countersign_vault_tests::liar::{Liar, Lie, Request, TOKEN, VALUE, answer, honest};
 use serde_json::json;
 use tonic::Code;
 
@@ -102,7 +102,7 @@ async fn answers_of_no_vault() -> Result<()> {
             ("a list", answer(200, &json, b"[1,2]"), &["vault"]),
             ("nothing", answer(200, &json, b""), &["vault"]),
             ("no data", answer(200, &json, b"{\"request_id\":\"x\"}"), &["data"]),
-            ("five megabytes", answer(200, &json, &huge), &["larger"]),
+            ("five megabytes", answer(200, &json, &huge), &["longer"]),
             ("a gateway's 502", answer(502, &page, &html), &["502"]),
             ("a teapot", answer(418, &json, b"{}"), &["418"]),
             ("no HTTP", b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(), &["vault"]),
@@ -133,38 +133,37 @@ async fn answers_of_no_vault() -> Result<()> {
 }
 
 /// Whatever is missing of an answer, half a secret is never taken for one.
+///
+/// Every address of the store is the same server under another prefix: an answer that is cut is trouble of one
+/// address, so one publish asks them all, and each cuts one byte later than the one before.
 async fn cut_at_every_byte() -> Result<()> {
-    with_liar(async |impostor| {
-        let probe = countersign_vault_tests::liar::Request {
-            method: "GET".to_owned(),
-            target: READ.to_owned(),
-            headers: Vec::new(),
-            body: Vec::new(),
-        };
-        let Lie::Bytes(whole) = honest(&probe) else { anyhow::bail!("bytes") };
-        let (length, cut) = (whole.len(), Arc::new(AtomicUsize::new(0)));
-        let counter = Arc::clone(&cut);
-        impostor.liar.says(move |request| {
-            if request.path() != READ {
-                return None;
-            }
-            let at = counter.fetch_add(1, Ordering::SeqCst);
-            // The last one is whole, and so is every one after it.
-            Some(Lie::Bytes(whole.get(..at).unwrap_or(&whole).to_vec()))
-        });
-        let mut volume = impostor.node.volume(&pod("api-1"), one(PASSWORD));
-        loop {
-            match volume.publish_once().await {
-                Ok(()) => break,
-                Err(status) => {
-                    let code = status.code();
-                    ensure!(matches!(code, Code::Unavailable | Code::FailedPrecondition), "{status:?}");
-                }
-            }
+    let read = Request { target: READ.to_owned(), ..Request::default() };
+    let Lie::Bytes(whole) = honest(&read) else { anyhow::bail!("bytes") };
+    let length = whole.len();
+    let authority = Authority::new("liar")?;
+    let liar = Liar::start(&authority).await?;
+    let addresses: Vec<_> = (0..=length).map(|at| format!("{}/{at}", liar.url())).collect();
+    liar.says(move |request| {
+        let (at, path) = request.target.strip_prefix('/')?.split_once('/')?;
+        let request = Request { target: format!("/{path}"), ..request.clone() };
+        let cut = if request.path() == READ { at.parse().ok()? } else { length };
+        match honest(&request) {
+            Lie::Bytes(bytes) => Some(Lie::Bytes(bytes.get(..cut).map(<[u8]>::to_vec).unwrap_or(bytes))),
+            other @ (Lie::Slowly(..) | Lie::Silence) => Some(other),
         }
-        let cuts = cut.load(Ordering::SeqCst);
-        ensure!(cuts >= length, "an answer cut at {} of {length} bytes was taken", cuts - 1);
+    });
+    let all =
+        |store: &mut serde_json::Map<_, _>| drop(store.insert("addresses".to_owned(), json!(addresses)));
+    on_impostor(liar, &authority, all, async |impostor| {
+        let mut volume = impostor.node.published(&pod("api-1"), one(PASSWORD)).await?;
         ensure!(read_file(&volume.target(), "a")? == VALUE, "the whole value");
+        let seen = impostor.liar.seen();
+        let last = seen.iter().rfind(|request| request.path().ends_with(READ)).context("a read")?;
+        ensure!(
+            last.path() == format!("/{length}{READ}"),
+            "an answer was taken that was cut: {}",
+            last.path()
+        );
         volume.unpublish(SOON).await
     })
     .await
