@@ -274,12 +274,11 @@ impl Inner {
     ) -> Result<Fetched, Error> {
         let Some(unwrap) = &wanted.unwrap else { return Ok(fetched) };
         let known = holding.unwrapped.take().filter(|known| known.of == fetched.version);
-        let unwrapped = match known {
-            Some(known) => known,
-            None => {
-                let node = wrapping::unwrap(&self.door, namespace, wanted, unwrap, &fetched.document).await?;
-                Arc::new(Unwrapped { of: fetched.version.clone(), document: Arc::new(node) })
-            }
+        let unwrapped = if let Some(known) = known {
+            known
+        } else {
+            let node = wrapping::unwrap(&self.door, namespace, wanted, unwrap, &fetched.document).await?;
+            Arc::new(Unwrapped { of: fetched.version.clone(), document: Arc::new(node) })
         };
         let document = Arc::clone(&unwrapped.document);
         holding.unwrapped = Some(unwrapped);

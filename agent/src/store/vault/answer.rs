@@ -22,7 +22,7 @@ pub(super) struct Reply {
     pub(super) inline_login_failed: bool,
 }
 
-/// The frame around every answer (HashiCorp, "HTTP API"; the same in `OpenBao`).
+/// The frame around every answer (Vault's HTTP API, "API operations"; the same in `OpenBao`).
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Envelope<'a> {

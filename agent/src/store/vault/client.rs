@@ -122,23 +122,20 @@ impl Trouble {
 impl Client {
     pub(super) fn new(store: Arc<str>, settings: &Settings, clock: Clock) -> Result<Self, Error> {
         let server_name = settings.server_name.clone();
-        let trusted = match &settings.ca_file {
-            Some(path) => {
-                let name = server_name.clone();
-                Trust::File(Reread::new("certificate authority", path, clock, move |pem| {
-                    let roots = roots(pem)?;
-                    let config = client_config(roots.clone(), clock).map_err(|error| error.to_string())?;
-                    Ok(Trusted { roots, client: http_client(config, name.clone(), true) })
-                }))
-            }
-            None => {
-                let roots = RootCertStore::empty();
-                let config = client_config(roots.clone(), clock).map_err(|error| Error::Unusable {
-                    store: store.to_string(),
-                    problem: format!("TLS can't be configured: {error}"),
-                })?;
-                Trust::Nobody(Trusted { roots, client: http_client(config, None, true) })
-            }
+        let trusted = if let Some(path) = &settings.ca_file {
+            let name = server_name.clone();
+            Trust::File(Reread::new("certificate authority", path, clock, move |pem| {
+                let roots = roots(pem)?;
+                let config = client_config(roots.clone(), clock).map_err(|error| error.to_string())?;
+                Ok(Trusted { roots, client: http_client(config, name.clone(), true) })
+            }))
+        } else {
+            let roots = RootCertStore::empty();
+            let config = client_config(roots.clone(), clock).map_err(|error| Error::Unusable {
+                store: store.to_string(),
+                problem: format!("TLS can't be configured: {error}"),
+            })?;
+            Trust::Nobody(Trusted { roots, client: http_client(config, None, true) })
         };
         let servers = settings.addresses.iter().cloned().map(Server::new).collect();
         Ok(Self { store, servers, trusted, server_name, timeout: settings.timeout, clock })
@@ -395,7 +392,7 @@ fn unsent(error: &hyper_util::client::legacy::Error) -> String {
     let cause = innermost(error);
     let remedy = if cause.contains("InvalidContentType") {
         "; it does not speak TLS: is this its plain HTTP port?"
-    } else if cause.contains("UnknownIssuer") {
+    } else if cause.contains("UnknownIssuer") || cause.contains("BadSignature") {
         "; its certificate was signed by none of the roots in caFile"
     } else if cause.contains("not valid for name") {
         "; set serverName to a name its certificate has"

@@ -89,7 +89,9 @@ fn feed(context: &mut Context, node: &Node) {
         }
         Node::List(elements) => {
             counted(context, b'[', elements.len());
-            elements.iter().for_each(|element| feed(context, element));
+            for element in elements {
+                feed(context, element);
+            }
         }
         Node::Text(text) => {
             counted(context, b'"', text.len());
@@ -179,8 +181,8 @@ mod tests {
             r#"{"a":true}"#,
             r#"{"a":false}"#,
             r#"{"a1":""}"#,
-            r#"[1,[2]]"#,
-            r#"[[1],2]"#,
+            "[1,[2]]",
+            "[[1],2]",
         ];
         let distinct: std::collections::BTreeSet<_> = all.iter().map(|text| of(text)).collect();
         assert_eq!(distinct.len(), all.len());

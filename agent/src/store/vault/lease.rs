@@ -154,7 +154,7 @@ impl Lease {
             // A server that does not answer may not give another either; but close to the end that is all there is to try.
             Err(error) => match self.standing(door.clock.now()) {
                 Standing::Good(_) => Err(error),
-                ending => Ok(ending),
+                ending @ (Standing::Ending | Standing::Gone(_)) => Ok(ending),
             },
         }
     }

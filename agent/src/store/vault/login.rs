@@ -275,7 +275,7 @@ fn remedy(message: &str, status: u16, door: &Door, id: &SpiffeId) -> Option<Cow<
     } else if has("could not be found") || has("invalid role") || has("unknown role") {
         format!("make the role at auth/{}/role/…, or correct login.role of the store", door.login.mount)
             .into()
-    } else if has("expired") || has("not valid yet") || has("before") && has("nbf") || has("iat") {
+    } else if has("expired") || has("not valid yet") || has("before") && has("nbf") || has("(iat)") {
         "the clocks of this node and of the server may differ by more than the leeway of the role (150 s)"
             .into()
     } else if has("sub claim") || has("subject") || has("bound claim") || has("claim \"sub\"") {

@@ -120,13 +120,12 @@ impl Mount {
         let post = wanted.verb() == Verb::Post;
         let (leased, apart) = match &self.engine {
             Engine::KvV1 | Engine::KvV2 => (false, false),
-            Engine::Pki => (false, post),
             Engine::Other(kind) if LEASING.contains(&kind.as_str()) => {
                 let standing = below.first().is_some_and(|first| STANDING.contains(first));
                 (!standing, !standing)
             }
             Engine::Other(kind) if COMPUTING.contains(&kind.as_str()) => (false, false),
-            Engine::Other(_) => (false, post),
+            Engine::Pki | Engine::Other(_) => (false, post),
             Engine::Unknown => (has("creds"), has("creds") || post),
         };
         let (leased, apart) = match wanted.lease {

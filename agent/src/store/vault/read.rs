@@ -214,6 +214,9 @@ impl<M: Mint> Reading<'_, M> {
             }
             return Err(self.refused(mount, &pass, &reply).await);
         }
+        if mount.engine == Engine::Unknown {
+            self.store.mounts.learn_unknown(self.namespace, &self.wanted.path, self.store.door.clock.now());
+        }
         let understood = self.understand(mount, signing, &reply, pass.policies())?;
         if understood.terms.is_some() {
             // A lease where none was expected: it must not hang on the token that others share.
@@ -222,9 +225,6 @@ impl<M: Mint> Reading<'_, M> {
                 self.session.retire(token).await;
             }
             return self.leased_after_all(mount, manner).await;
-        }
-        if mount.engine == Engine::Unknown {
-            self.store.mounts.learn_unknown(self.namespace, &self.wanted.path, self.store.door.clock.now());
         }
         Ok(Outcome::Plain(understood.fetched()))
     }

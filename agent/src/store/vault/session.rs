@@ -161,7 +161,7 @@ impl Session {
         match renewed {
             Ok(token) => {
                 let token = Arc::new(token);
-                if let Some(old) = living.filter(|old| !std::ptr::eq(&*old.secret, &*token.secret)) {
+                if let Some(old) = living.filter(|old| !Arc::ptr_eq(&old.secret, &token.secret)) {
                     self.reaper.take(Revocation::of_token(&old, GRACE));
                 }
                 *plain = Plain { token: Some(Arc::clone(&token)), failure: None };

@@ -13,7 +13,7 @@ use crate::secret::Secret;
 #[derive(Debug, Clone)]
 pub(super) struct Token {
     pub(super) secret: Arc<Secret>,
-    /// Names it without giving it away (HashiCorp, "Token accessors").
+    /// Names it without giving it away (Vault's concepts, "Token accessors").
     pub(super) accessor: Arc<str>,
     pub(super) policies: Arc<[String]>,
     pub(super) renewable: bool,

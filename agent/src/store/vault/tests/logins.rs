@@ -22,7 +22,7 @@ async fn a_token_is_shared_renewed_and_replaced() {
     server.lines();
     pass(Duration::from_secs(500)).await;
     asker.fetch("kv/data/app").await;
-    assert_eq!(server.lines()[0], "POST auth/token/renew-self");
+    assert!(server.lines().contains(&"POST auth/token/renew-self".to_owned()));
     // Near its greatest TTL it is granted less, and is not renewed again.
     server.now_says(vault(|seen| match seen.path.as_str() {
         "auth/jwt/login" => Some(login(2, 3600)),
@@ -34,7 +34,9 @@ async fn a_token_is_shared_renewed_and_replaced() {
     }));
     pass(Duration::from_secs(2500)).await;
     asker.fetch("kv/data/app").await;
-    assert_eq!(server.lines(), ["POST auth/token/renew-self", "GET kv/data/app"]);
+    let lines = server.lines();
+    assert!(lines.contains(&"POST auth/token/renew-self".to_owned()), "{lines:?}");
+    assert!(!lines.contains(&"POST auth/jwt/login".to_owned()), "{lines:?}");
     pass(Duration::from_secs(610)).await;
     asker.fetch("kv/data/app").await;
     let seen = server.taken();

@@ -50,7 +50,8 @@ pub(super) struct Say {
     pub(super) kind: &'static str,
 }
 
-pub(super) fn say(status: u16, body: Value) -> Say {
+pub(super) fn say(status: u16, body: impl std::borrow::Borrow<Value>) -> Say {
+    let body = body.borrow();
     let body = if body.is_null() { String::new() } else { body.to_string() };
     Say { status, headers: Vec::new(), body, kind: "application/json" }
 }

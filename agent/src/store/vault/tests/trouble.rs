@@ -4,10 +4,8 @@ use tokio::net::TcpListener;
 use super::*;
 
 fn unavailable(error: &Error) -> (&str, Option<Duration>) {
-    match error {
-        Error::StoreUnavailable { problem, retry_after, .. } => (problem, *retry_after),
-        other => panic!("{other:?}"),
-    }
+    let Error::StoreUnavailable { problem, retry_after, .. } = error else { panic!("{error:?}") };
+    (problem, *retry_after)
 }
 
 #[tokio::test]
@@ -158,8 +156,8 @@ async fn a_dead_server_is_left_alone_and_found_again() {
     // What it is by now: one request, and then none until the rest is over.
     let error = asker.refusal("kv/data/app").await;
     let waits = unavailable(&error).1;
-    let asked = server.lines().len();
-    assert!(asked <= 1, "{asked}");
+    let requests = server.lines().len();
+    assert!(requests <= 1, "{requests}");
     let again = asker.refusal("kv/data/app").await;
     assert_eq!(server.lines(), [""; 0]);
     assert!(again.to_string().contains("sealed"), "{again} {waits:?}");
