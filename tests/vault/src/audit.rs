@@ -60,6 +60,14 @@ impl Entry {
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
+    /// Whether it is a read of this path, by somebody who logged in.
+    pub fn reads(&self, path: &str) -> bool {
+        self.kind == "request"
+            && self.request.operation == "read"
+            && self.request.path == path
+            && self.auth.display_name != "root"
+    }
+
     /// Whether it is a login.
     pub fn is_login(&self) -> bool {
         self.kind == "request"

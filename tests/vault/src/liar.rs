@@ -150,7 +150,12 @@ impl Liar {
 }
 
 async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) -> Result<()> {
-    let Some(request) = Request::read(&mut stream).await? else { return Ok(()) };
+    let request = match Request::read(&mut stream).await {
+        Ok(Some(request)) => request,
+        Ok(None) => return Ok(()),
+        // Such as the hello of TLS where none is spoken: the usual servers say so in their own way.
+        Err(_) => return Ok(stream.write_all(&answer(400, &[], b"not a request")).await?),
+    };
     let script = shared.script.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let lie = script.and_then(|script| script(&request)).unwrap_or_else(|| honest(&request));
     shared.seen.lock().unwrap_or_else(PoisonError::into_inner).push(request);

@@ -81,6 +81,8 @@ impl Vault {
     /// Starts the process and waits until it answers, sealed.
     async fn run(&mut self) -> Result<()> {
         let mut command = privileged(&self.binary);
+        // What the environment says of other servers, proxies and authorities is not meant for this one.
+        command.env_clear();
         command.arg("server").arg("-config").arg(self.scratch.path().join("vault.json"));
         let mut process = Process::start("vault", command, &self.log())?;
         let anonymous = self.anonymous.clone();

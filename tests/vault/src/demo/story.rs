@@ -118,7 +118,7 @@ impl Story {
         )?;
         let audit = self.world.vault.audit()?;
         let read =
-            audit.iter().find(|entry| entry.asks_for("kv/data/payments")).context("an entry for the read")?;
+            audit.iter().find(|entry| entry.reads("kv/data/payments")).context("an entry for the read")?;
         self.transcript.fact("request", &format!("{} {}", read.request.operation, read.request.path))?;
         self.transcript.fact("display_name", &read.auth.display_name)?;
         self.transcript.fact("policies", &read.auth.policies.join(", "))?;

@@ -32,6 +32,7 @@ impl Request {
             if stream.read_buf(&mut bytes).await? == 0 {
                 return Ok(None);
             }
+            ensure!(bytes.first().is_some_and(u8::is_ascii_uppercase), "no method begins like that");
         };
         let head = String::from_utf8(bytes.get(..end).unwrap_or_default().to_vec())?;
         let mut lines = head.lines();

@@ -37,7 +37,7 @@ async fn the_page_leads_to_its_pod() -> Result<()> {
 
         // Vault's own word for who asked.
         let reads = world.vault.audit()?;
-        let read = reads.iter().find(|entry| entry.asks_for("kv/data/payments")).context("an audit entry")?;
+        let read = reads.iter().find(|entry| entry.reads("kv/data/payments")).context("an audit entry")?;
         let who = &read.auth.display_name;
         ensure!(who.contains("spiffe://example.org/ns/payments/sa/api"), "the audit log names {who}");
 

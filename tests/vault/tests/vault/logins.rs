@@ -113,10 +113,7 @@ async fn one_login_for_many_reads() -> Result<()> {
         let mut second = world.node.published(&pod("api-2"), asked).await?;
         let audit = world.vault.audit()?;
         let logins = audit.iter().filter(|entry| entry.is_login()).count();
-        let reads = audit
-            .iter()
-            .filter(|entry| entry.asks_for("kv/data/payments") && entry.request.operation == "read")
-            .count();
+        let reads = audit.iter().filter(|entry| entry.reads("kv/data/payments")).count();
         ensure!((logins, reads) == (1, 1), "{logins} logins and {reads} reads");
         first.unpublish(SOON).await?;
         second.unpublish(SOON).await
