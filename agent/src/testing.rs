@@ -52,6 +52,7 @@ pub(crate) struct FakeSources {
     hanging: Mutex<HashSet<String>>,
     apart: Mutex<HashSet<String>>,
     fresh: Mutex<Option<Fresh>>,
+    panics: AtomicUsize,
     pub(crate) clock: Mutex<Option<crate::clock::Clock>>,
     reads: AtomicUsize,
     signed: AtomicUsize,
@@ -61,6 +62,10 @@ pub(crate) struct FakeSources {
 impl FakeSources {
     pub(crate) fn put(&self, path: &str, value: &str) {
         self.secrets.lock().unwrap().insert(path.to_owned(), value.to_owned());
+    }
+
+    pub(crate) fn remove(&self, path: &str) {
+        self.secrets.lock().unwrap().remove(path);
     }
 
     pub(crate) fn fail(&self, error: Error) {
@@ -90,6 +95,11 @@ impl FakeSources {
 
     pub(crate) fn good_for(&self, fresh: Fresh) {
         *self.fresh.lock().unwrap() = Some(fresh);
+    }
+
+    /// The next `times` reads panic.
+    pub(crate) fn panic(&self, times: usize) {
+        self.panics.store(times, Ordering::SeqCst);
     }
 
     pub(crate) fn reads(&self) -> usize {
@@ -137,6 +147,11 @@ impl Sources for FakeSources {
         self.reads.fetch_add(1, Ordering::SeqCst);
         let delay = *self.delay.lock().unwrap();
         tokio::time::sleep(delay).await;
+        let left = self.panics.load(Ordering::SeqCst);
+        if left > 0 {
+            self.panics.store(left - 1, Ordering::SeqCst);
+            panic!("as the test told");
+        }
         let hangs = self.hanging.lock().unwrap().contains(&*source.store);
         if hangs {
             std::future::pending::<()>().await;
