@@ -50,9 +50,9 @@ pub(crate) struct FakeSources {
     identity_failure: Mutex<Option<Error>>,
     delay: Mutex<Duration>,
     hanging: Mutex<HashSet<String>>,
-    panics: AtomicUsize,
     apart: Mutex<HashSet<String>>,
     fresh: Mutex<Option<Fresh>>,
+    panics: AtomicUsize,
     pub(crate) clock: Mutex<Option<crate::clock::Clock>>,
     reads: AtomicUsize,
     signed: AtomicUsize,
@@ -88,11 +88,6 @@ impl FakeSources {
         self.hanging.lock().unwrap().insert(store.to_owned());
     }
 
-    /// The next `times` reads panic.
-    pub(crate) fn panic(&self, times: usize) {
-        self.panics.store(times, Ordering::SeqCst);
-    }
-
     /// Volumes must not share `path`.
     pub(crate) fn set_apart(&self, path: &str) {
         self.apart.lock().unwrap().insert(path.to_owned());
@@ -100,6 +95,11 @@ impl FakeSources {
 
     pub(crate) fn good_for(&self, fresh: Fresh) {
         *self.fresh.lock().unwrap() = Some(fresh);
+    }
+
+    /// The next `times` reads panic.
+    pub(crate) fn panic(&self, times: usize) {
+        self.panics.store(times, Ordering::SeqCst);
     }
 
     pub(crate) fn reads(&self) -> usize {

@@ -217,11 +217,11 @@ async fn look_up<S: Sources>(
     for (source, entry, look) in looks {
         volume.entries.insert(source.clone(), entry);
         due.at(look.due);
+        inputs.held.extend(look.held.clone());
         if volume.wipes() && look.document.is_none() && !look.withdrawn {
             // Nothing is at hand that could stay, and nothing may go on a store's first word.
             doubtful = doubtful.or_else(|| look.trouble.clone().filter(Error::is_withdrawal));
         }
-        inputs.held.extend(look.held.clone());
         inputs.secrets.insert(source, settle(look, volume, trouble));
     }
     doubtful.map_or(Ok(()), Err)
