@@ -10,8 +10,8 @@ use countersign_tests::processes::{Process, tail};
 use tokio::sync::Mutex;
 
 use crate::layout::{self, Files, KUBELET};
-use crate::namespace::Place;
 use crate::names::Names;
+use crate::namespace::Place;
 use crate::{images, parts, pki};
 
 /// How a cluster is to run.
@@ -46,7 +46,12 @@ impl Cluster {
         let archive = files.root().join("busybox.tar");
         images::busybox(&archive)?;
         let (store, containerd) = tokio::try_join!(
-            async { Ok::<_, anyhow::Error>([parts::etcd(&files).await?, parts::apiserver(&files, &options).await?]) },
+            async {
+                Ok::<_, anyhow::Error>([
+                    parts::etcd(&files).await?,
+                    parts::apiserver(&files, &options).await?,
+                ])
+            },
             async {
                 let containerd = parts::containerd(&files).await?;
                 images::load(&archive)?;

@@ -13,7 +13,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::cluster::Options;
 use crate::layout::{
-    API_ADDRESS, CONTAINERD, CONTAINERD_SOCKET, DNS_ADDRESS, Files, KUBELET, NODE, NODE_ADDRESS, PODS, SERVICES,
+    API_ADDRESS, CONTAINERD, CONTAINERD_SOCKET, DNS_ADDRESS, Files, KUBELET, NODE, NODE_ADDRESS, PODS,
+    SERVICES,
 };
 use crate::tools::{CNI, installed, tool};
 

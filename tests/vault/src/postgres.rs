@@ -73,9 +73,13 @@ impl Postgres {
         Ok(())
     }
 
-    /// Kills the server as a power cut does.
+    /// Stops the server, whoever is connected.
     pub async fn stop(&mut self) -> Result<()> {
-        self.process.take().context("postgres does not run")?.terminate(START).await.map(drop)
+        let mut process = self.process.take().context("postgres does not run")?;
+        let data = self.scratch.path().join("data");
+        let stopped = self.command("pg_ctl").args(["stop", "-m", "fast", "-W", "-D"]).arg(data).output()?;
+        ensure!(stopped.status.success(), "pg_ctl: {}", String::from_utf8_lossy(&stopped.stderr));
+        process.ended(START).await.map(drop)
     }
 
     fn command(&self, program: &str) -> Command {

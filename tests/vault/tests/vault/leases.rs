@@ -212,8 +212,8 @@ async fn vault_is_put_back_to_a_snapshot() -> Result<()> {
         changed(&volume, "pair", &first, Duration::from_secs(60)).await?;
         opens(world, &volume)?;
         volume.unpublish(SOON).await?;
-        ensure!(leases(world).await?.is_empty(), "no lease is left that Vault knows of");
-        Ok(())
+        let none = async || leases(world).await.is_ok_and(|left| left.is_empty());
+        eventually(SOON, "no lease is left that Vault knows of", none).await
     })
     .await
 }

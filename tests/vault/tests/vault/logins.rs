@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use countersign_tests::harness::{Case, Needs, case};
-use countersign_tests::node::SOON;
+use countersign_tests::node::{SOON, eventually};
 use countersign_tests::pods::Pod;
 use countersign_vault_tests::world::{Plan, in_world};
 use serde_json::{Map, Value, json};
@@ -37,8 +37,12 @@ async fn another_account_has_another_role() -> Result<()> {
         // Even under the name of a role that is there, the subject is another.
         let role = world.vault.root().read("auth/jwt/role/payments_api").await?;
         world.vault.root().write("auth/jwt/role/payments_reports", &role["data"]).await?;
-        let status = refusal_of(&world.node, &other, one(PASSWORD)).await?;
-        says(&status, Code::PermissionDenied, &["payments_reports", "bound_subject"])
+        // A login that failed is not tried again at once.
+        let refused = async || {
+            let status = refusal_of(&world.node, &other, one(PASSWORD)).await;
+            status.and_then(|status| says(&status, Code::PermissionDenied, &["bound_subject"])).is_ok()
+        };
+        eventually(SOON, "the role is there, and refuses the subject", refused).await
     })
     .await
 }
@@ -73,7 +77,7 @@ async fn keys_that_vault_does_not_know() -> Result<()> {
         let stale = json!({"jwks_url": "", "jwks_ca_pem": "", "jwt_validation_pubkeys": [public]});
         world.vault.root().write("auth/jwt/config", &stale).await?;
         let status = refusal(&world.node, PASSWORD).await?;
-        says(&status, Code::PermissionDenied, &["signature", "auth/jwt/config"])
+        says(&status, Code::PermissionDenied, &["signature", "jwks_url"])
     })
     .await
 }

@@ -179,7 +179,11 @@ async fn parameters() -> Result<()> {
             let seen = impostor.liar.seen();
             let post = find(&seen, "/v1/engine/x")?;
             ensure!(matches!(post.method.as_str(), "POST" | "PUT"), "{}", post.method);
-            ensure!(post.json()? == json!({"name": "a b", "flag": true, "version": "3"}), "{}", post.json()?);
+            ensure!(
+                post.json()? == json!({"name": "a b", "flag": "true", "version": "3"}),
+                "{}",
+                post.json()?
+            );
             let get = find(&seen, "/v1/engine/y")?;
             ensure!(get.method == "GET" && get.body.is_empty(), "{}", get.method);
             ensure!(
