@@ -1,1 +1,22 @@
-fn main() {}
+//! Everything a user of a cluster is promised, on a real one: with `KUBECONFIG` on that one, else on one of our own.
+
+#![expect(clippy::indexing_slicing, reason = "what is missing fails the test")]
+
+mod ask;
+mod change;
+mod gone;
+mod restart;
+mod wait;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+fn main() -> Result<ExitCode> {
+    let mut cases = ask::cases();
+    cases.extend(wait::cases());
+    cases.extend(change::cases());
+    cases.extend(gone::cases());
+    cases.extend(restart::cases());
+    countersign_cluster::world::main(cases)
+}
