@@ -149,7 +149,7 @@ async fn issuer(world: Arc<World>) -> Result<()> {
 
 /// Whether nothing of a deployment is on its way.
 fn rolled_out(deployment: &Deployment) -> Result<bool> {
-    let spec = deployment.spec.as_ref().context("a spec")?;
+    let spec = &deployment.spec;
     let status = deployment.status.as_ref().context("a status")?;
     let wanted = spec.replicas;
     Ok(status.observed_generation == deployment.metadata.generation
