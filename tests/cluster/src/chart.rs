@@ -69,12 +69,20 @@ impl Helm {
 
     /// Installs the release, or upgrades it, and waits until all of it is ready.
     pub async fn install(&self, values: &Value) -> Result<String> {
-        let file = self.directory.join("values.json");
-        std::fs::write(&file, values.to_string())?;
-        let chart = workspace().join("charts/countersign").display().to_string();
-        let file = file.display().to_string();
-        let arguments = ["upgrade", "--install", RELEASE, &chart, "--namespace", SYSTEM, "--values", &file];
-        self.must(&[&arguments[..], &["--wait", "--timeout", "3m"]].concat()).await
+        self.apply(&["upgrade", "--install", "--wait", "--timeout", "3m"], values).await
+    }
+
+    /// What would be installed.
+    pub async fn render(&self, values: &Value) -> Result<String> {
+        self.apply(&["template"], values).await
+    }
+
+    async fn apply(&self, verb: &[&str], values: &Value) -> Result<String> {
+        let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
+        std::io::Write::write_all(&mut file, values.to_string().as_bytes())?;
+        let (path, chart) = (file.path().display().to_string(), workspace().join("charts/countersign"));
+        let chart = chart.display().to_string();
+        self.must(&[verb, &[RELEASE, &chart, "--namespace", SYSTEM, "--values", &path]].concat()).await
     }
 }
 

@@ -59,6 +59,15 @@ impl Store {
             let text = String::from_utf8(self.files.encrypt(document)?)?;
             data.insert(format!("{path}.yaml"), text.into());
         }
+        self.put(data).await
+    }
+
+    /// Writes a file as it stands.
+    pub async fn write_raw(&self, path: &str, text: &str) -> Result<()> {
+        self.put([(format!("{path}.yaml"), text.into())].into_iter().collect()).await
+    }
+
+    async fn put(&self, data: serde_json::Map<String, Value>) -> Result<()> {
         let maps = Api::<ConfigMap>::namespaced(self.client.clone(), SYSTEM);
         let patch = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": STORE}, "data": data});
         if maps.get_opt(STORE).await?.is_none() {

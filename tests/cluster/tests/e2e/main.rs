@@ -5,7 +5,10 @@
 mod ask;
 mod change;
 mod gone;
+mod many;
+mod release;
 mod restart;
+mod secrecy;
 mod wait;
 
 use std::process::ExitCode;
@@ -17,6 +20,9 @@ fn main() -> Result<ExitCode> {
     cases.extend(wait::cases());
     cases.extend(change::cases());
     cases.extend(gone::cases());
+    cases.extend(many::cases());
+    cases.extend(release::cases());
     cases.extend(restart::cases());
+    cases.extend(secrecy::cases());
     countersign_cluster::world::main(cases)
 }
