@@ -127,7 +127,8 @@ impl World {
         self.cluster.as_ref().context("a cluster of our own")
     }
 
-    async fn new(cluster: Option<Cluster>, directory: &Path) -> Result<Self> {
+    /// Installs the chart on a cluster, ours or that of the environment; our parts log from `level` on.
+    pub async fn new(cluster: Option<Cluster>, directory: &Path, level: &str) -> Result<Self> {
         let kubeconfig = cluster.as_ref().map(Cluster::kubeconfig);
         let client = client(kubeconfig.as_deref()).await?;
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
@@ -159,7 +160,7 @@ impl World {
         let store = Store::new(&agent, &directory.join("store"), client).await?;
         store.write_all(&canary::documents()).await?;
         let helm = Helm::new(kubeconfig.as_deref(), directory)?;
-        let values = values(&release, "trace");
+        let values = values(&release, level);
         let world = Self {
             cluster,
             kubeconfig,
@@ -232,7 +233,7 @@ fn run(
     directory: &Path,
 ) -> Result<ExitCode> {
     let node = cluster.is_some();
-    let world = Arc::new(runtime.block_on(World::new(cluster, directory))?);
+    let world = Arc::new(runtime.block_on(World::new(cluster, directory, "trace"))?);
     arguments.test_threads = arguments.test_threads.or(Some(PARALLEL));
     let lacking = cases.iter().filter(|case| case.kind == Kind::Node && !node).count();
     let trials = cases.into_iter().map(|case| {
