@@ -61,24 +61,25 @@ enum With {
 
 impl With {
     fn template(self, name: &str, image: &str) -> Value {
-        let mut container = json!({"name": "main", "image": image, "imagePullPolicy": "IfNotPresent"});
-        let mut volumes = json!([]);
-        let mut annotations = json!({});
-        match self {
-            Self::Us => {
-                annotations = json!({
+        let (annotations, volumes, mounts) = match self {
+            Self::Us => (
+                json!({
                     "countersign.dev/inject": "true",
                     "secret.countersign.dev/p": "sops:e2e-many.db#password",
                     "jwt.countersign.dev/token": "https://api.example.com",
-                });
-            }
-            Self::EmptyDir => {
-                volumes = json!([{"name": "v", "emptyDir": {"medium": "Memory"}}]);
-                container["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
-            }
-        }
+                }),
+                json!([]),
+                json!([]),
+            ),
+            Self::EmptyDir => (
+                json!({}),
+                json!([{"name": "v", "emptyDir": {"medium": "Memory"}}]),
+                json!([{"name": "v", "mountPath": "/v"}]),
+            ),
+        };
+        let container = json!({"name": "main", "image": image, "imagePullPolicy": "IfNotPresent", "volumeMounts": mounts});
         json!({
-            "metadata": {"labels": {"app": name}, "annotations": annotations},
+            "metadata": {"name": name, "labels": {"app": name}, "annotations": annotations},
             "spec": {"terminationGracePeriodSeconds": 0, "containers": [container], "volumes": volumes},
         })
     }
@@ -138,8 +139,7 @@ async fn quiet(world: &World, space: &Space, table: &mut Table) -> Result<()> {
 
 /// One pod, from its creation to ready; gone again afterwards.
 async fn one(space: &Space, world: &World, name: &str, with: With) -> Result<Duration> {
-    let mut manifest = with.template(name, world.image());
-    manifest["metadata"]["name"] = json!(name);
+    let manifest = with.template(name, world.image());
     let began = Instant::now();
     space.create(&manifest).await?;
     let pods = space.api::<Pod>();
@@ -156,7 +156,8 @@ async fn one(space: &Space, world: &World, name: &str, with: With) -> Result<Dur
 async fn storm(world: &World, space: &Space, table: &mut Table) -> Result<()> {
     let client = world.client().await?;
     let audit = world.node()?.files().log("audit");
-    let (mut with, mut without, mut means, mut tails, mut requests) = (vec![], vec![], vec![], vec![], vec![]);
+    let (mut with, mut without, mut means, mut tails, mut requests) =
+        (vec![], vec![], vec![], vec![], vec![]);
     for round in 0..3 {
         let before = (Operations::read(&client).await?, asked(&audit)?);
         with.push(many(space, world, &format!("us-{round}"), With::Us).await?);
@@ -217,31 +218,32 @@ async fn many(space: &Space, world: &World, name: &str, with: With) -> Result<Du
     let began = Instant::now();
     space.api::<Deployment>().create(&PostParams::default(), &serde_json::from_value(deployment)?).await?;
     let label = format!("app={name}");
-    until(LIMIT * 3, "all ready", async || {
-        Ok((space.ready(&label).await?.len() == STORM).then_some(()))
-    })
-    .await?;
+    until(LIMIT * 3, "all ready", async || Ok((space.ready(&label).await?.len() == STORM).then_some(())))
+        .await?;
     Ok(began.elapsed())
 }
 
 async fn gone(space: &Space, name: &str) -> Result<()> {
     space.api::<Deployment>().delete(name, &DeleteParams::foreground()).await?;
     let of = ListParams::default().labels(&format!("app={name}"));
-    until(LIMIT, "all gone", async || Ok(space.api::<Pod>().list(&of).await?.items.is_empty().then_some(()))).await
+    until(LIMIT, "all gone", async || Ok(space.api::<Pod>().list(&of).await?.items.is_empty().then_some(())))
+        .await
 }
 
 /// Memory and processor time with the hundred pods running, and what we ask of the API server meanwhile.
 async fn rest(audit: &Path, table: &mut Table) -> Result<()> {
     let issuers = issuers()?;
-    let parts = [("driver", vec![node::driver()?]), ("agent", vec![node::agent()?]), ("issuer, each", issuers)];
-    let busy = |pids: &[i32]| -> Result<Duration> { pids.iter().map(|&pid| cpu_time(pid.cast_unsigned())).sum() };
+    let parts =
+        [("driver", vec![node::driver()?]), ("agent", vec![node::agent()?]), ("issuer, each", issuers)];
+    let busy =
+        |pids: &[i32]| -> Result<Duration> { pids.iter().map(|&pid| cpu_time(pid.cast_unsigned())).sum() };
     let before: Vec<Duration> = parts.iter().map(|(_, pids)| busy(pids)).collect::<Result<_>>()?;
     let requests = asked(audit)?;
     sleep(REST).await;
     let asked = asked(audit)? - requests;
     for ((part, pids), before) in parts.iter().zip(before) {
         let number = u32::try_from(pids.len())?.max(1);
-        let used = (busy(pids)? - before) / number;
+        let used = busy(pids)?.saturating_sub(before) / number;
         let first = pids.first().with_context(|| format!("no {part} runs"))?;
         let memory = Status::of(first.cast_unsigned())?.resident_kib;
         let cores = used.as_secs_f64() / REST.as_secs_f64() * 1000.0;
@@ -282,7 +284,10 @@ fn quantile(times: &[Duration], percent: usize) -> Duration {
     let mut sorted = times.to_vec();
     sorted.sort();
     let last = sorted.len().saturating_sub(1);
-    sorted.get((sorted.len() * percent).div_ceil(100).saturating_sub(1).min(last)).copied().unwrap_or_default()
+    sorted
+        .get((sorted.len() * percent).div_ceil(100).saturating_sub(1).min(last))
+        .copied()
+        .unwrap_or_default()
 }
 
 fn millis(time: Duration) -> String {
@@ -305,7 +310,10 @@ mod tests {
     #[test]
     fn quantiles() {
         let times: Vec<_> = (1..=100).map(Duration::from_millis).collect();
-        assert_eq!((quantile(&times, 50), quantile(&times, 99)), (Duration::from_millis(50), Duration::from_millis(99)));
+        assert_eq!(
+            (quantile(&times, 50), quantile(&times, 99)),
+            (Duration::from_millis(50), Duration::from_millis(99))
+        );
         assert_eq!((quantile(&times[..1], 99), quantile(&[], 50)), (times[0], Duration::ZERO));
     }
 }

@@ -55,9 +55,10 @@ async fn annotated_deployment(world: Arc<World>) -> Result<()> {
         },
     });
     space.api::<Deployment>().create(&PostParams::default(), &serde_json::from_value(deployment)?).await?;
-    let pods = countersign_cluster::pods::until(countersign_cluster::pods::LIMIT, "two ready pods", async || {
-        Ok(Some(space.ready("app=web").await?).filter(|pods| pods.len() == 2))
-    });
+    let pods =
+        countersign_cluster::pods::until(countersign_cluster::pods::LIMIT, "two ready pods", async || {
+            Ok(Some(space.ready("app=web").await?).filter(|pods| pods.len() == 2))
+        });
     for pod in pods.await? {
         let pod = name(&pod)?;
         ensure!(space.file(pod, "db-password").await? == "p4ss");
@@ -84,7 +85,8 @@ async fn inline_volume(world: Arc<World>) -> Result<()> {
         "secret.countersign.dev/nested/db-password": "sops:e2e-inline.db#password",
         "countersign.dev/refresh": "30s",
     }))]);
-    pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "secrets", "mountPath": "/s", "readOnly": true}]);
+    pod["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "secrets", "mountPath": "/s", "readOnly": true}]);
     space.start_from(&pod).await?;
     ensure!(space.exec("by-hand", &["cat", "/s/nested/db-password"]).await? == "inline");
     space.remove().await
@@ -94,7 +96,11 @@ async fn users(world: Arc<World>) -> Result<()> {
     let space = world.space("users").await?;
     for (pod, context, mode) in [
         ("plain", json!({"runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": true}), "444"),
-        ("grouped", json!({"runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": true, "fsGroup": 2000}), "440 2000"),
+        (
+            "grouped",
+            json!({"runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": true, "fsGroup": 2000}),
+            "440 2000",
+        ),
     ] {
         let mut manifest = space.manifest(
             pod,

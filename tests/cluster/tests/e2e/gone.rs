@@ -23,7 +23,10 @@ async fn deleted(world: Arc<World>) -> Result<()> {
     let pod = space.start("short", &ASKS).await?;
     let volumes = node::volumes(uid(&pod)?)?;
     let [volume] = volumes.as_slice() else { anyhow::bail!("{} volumes of one pod", volumes.len()) };
-    ensure!(volume.has("ro") && volume.has("nosuid") && volume.has("nodev") && volume.has("noexec"), "{volume}");
+    ensure!(
+        volume.has("ro") && volume.has("nosuid") && volume.has("nodev") && volume.has("noexec"),
+        "{volume}"
+    );
     ensure!(volume.has("noswap"), "{volume}");
     space.delete("short").await?;
     nothing_of(uid(&pod)?).await?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use countersign_cluster::kubelet::Operations;
-use countersign_cluster::pods::{until, LIMIT};
+use countersign_cluster::pods::{LIMIT, until};
 use countersign_cluster::world::{Case, Kind, World, case};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::PostParams;
@@ -48,7 +48,8 @@ async fn hundred(world: Arc<World>) -> Result<()> {
     }
     deployments.delete("many", &kube::api::DeleteParams::foreground()).await?;
     until(LIMIT, "no pod left", async || {
-        let left = space.api::<k8s_openapi::api::core::v1::Pod>().list(&kube::api::ListParams::default()).await?;
+        let left =
+            space.api::<k8s_openapi::api::core::v1::Pod>().list(&kube::api::ListParams::default()).await?;
         Ok(left.items.is_empty().then_some(()))
     })
     .await?;

@@ -74,7 +74,8 @@ async fn rolled(system: &Space, before: &[String]) -> Result<Vec<String>> {
 
 async fn allowed(world: Arc<World>) -> Result<()> {
     let space = world.space("allowed").await?;
-    let asks = [("countersign.dev/inject", "true"), ("secret.countersign.dev/p", "sops:e2e-other.db#password")];
+    let asks =
+        [("countersign.dev/inject", "true"), ("secret.countersign.dev/p", "sops:e2e-other.db#password")];
     space.create(&space.manifest("hopeful", &asks)).await?;
     space.event("hopeful", &["FailedMount", "e2e-other.db"]).await?;
     let mut values = world.values().clone();

@@ -170,7 +170,8 @@ async fn rebooted(world: Arc<World>) -> Result<()> {
     let pods = space.api::<Pod>();
     until(Duration::from_secs(180), "running again", async || {
         let pod = pods.get("stays").await?;
-        let again = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref()?.first().cloned());
+        let again =
+            pod.status.as_ref().and_then(|status| status.container_statuses.as_ref()?.first().cloned());
         Ok((is_ready(&pod) && again.is_some_and(|container| container.restart_count == 1)).then_some(()))
     })
     .await?;

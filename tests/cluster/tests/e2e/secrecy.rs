@@ -97,7 +97,10 @@ async fn everywhere(world: &World, needle: &Needle) -> Result<Found> {
     add(scan::processes(needle)?);
     for (name, text) in metrics(world).await? {
         let found = needle.is_in(text.as_bytes());
-        add(Found { places: found.then(|| format!("metrics of {name}")).into_iter().collect(), bytes: text.len() as u64 });
+        add(Found {
+            places: found.then(|| format!("metrics of {name}")).into_iter().collect(),
+            bytes: text.len() as u64,
+        });
     }
     Ok(all)
 }
