@@ -88,7 +88,8 @@ impl Helm {
 
 /// The values that all tests share.
 pub fn values(images: &Images, level: &str) -> Value {
-    let image = |repository: &str| json!({"repository": repository, "tag": images.tag, "pullPolicy": "IfNotPresent"});
+    let image =
+        |repository: &str| json!({"repository": repository, "tag": images.tag, "pullPolicy": "IfNotPresent"});
     json!({
         "trustDomain": TRUST_DOMAIN,
         "logLevel": level,

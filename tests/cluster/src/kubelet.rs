@@ -38,7 +38,8 @@ impl Operations {
                 let rest = labels.split_once(&format!("{wanted}=\""))?.1;
                 Some(rest.split_once('"')?.0.to_owned())
             };
-            let key = (label("method_name").unwrap_or_default(), label("grpc_status_code").unwrap_or_default());
+            let key =
+                (label("method_name").unwrap_or_default(), label("grpc_status_code").unwrap_or_default());
             let number: f64 = value.parse().unwrap_or_default();
             match name {
                 "csi_operations_seconds_count" => self.counts.entry(key).or_default().0 += whole(number),
@@ -61,15 +62,16 @@ impl Operations {
         let buckets = self.buckets.iter().map(|(bound, count)| {
             (bound.clone(), count.saturating_sub(before.buckets.get(bound).copied().unwrap_or_default()))
         });
-        Self {
-            counts: counts.filter(|(_, (count, _))| *count > 0).collect(),
-            buckets: buckets.collect(),
-        }
+        Self { counts: counts.filter(|(_, (count, _))| *count > 0).collect(), buckets: buckets.collect() }
     }
 
     /// How many volumes were published, or published again.
     pub fn published(&self) -> u64 {
-        self.counts.iter().filter(|((method, code), _)| method == PUBLISH && code == "OK").map(|(_, (n, _))| n).sum()
+        self.counts
+            .iter()
+            .filter(|((method, code), _)| method == PUBLISH && code == "OK")
+            .map(|(_, (n, _))| n)
+            .sum()
     }
 
     /// Mean time of a successful publish, in seconds.
@@ -130,14 +132,17 @@ mod tests {
         let mut before = Operations::default();
         before.add(&series("count", "NodePublishVolume", "OK", "", "1"));
         let mut after = Operations::default();
-        after.add(&[
-            series("count", "NodePublishVolume", "OK", "", "5"),
-            series("sum", "NodePublishVolume", "OK", "", "0.4"),
-            series("count", "NodeUnpublishVolume", "Unavailable", "", "2"),
-            series("bucket", "NodePublishVolume", "OK", ",le=\"0.1\"", "2"),
-            series("bucket", "NodePublishVolume", "OK", ",le=\"0.25\"", "4"),
-            series("bucket", "NodePublishVolume", "OK", ",le=\"+Inf\"", "4"),
-        ].concat());
+        after.add(
+            &[
+                series("count", "NodePublishVolume", "OK", "", "5"),
+                series("sum", "NodePublishVolume", "OK", "", "0.4"),
+                series("count", "NodeUnpublishVolume", "Unavailable", "", "2"),
+                series("bucket", "NodePublishVolume", "OK", ",le=\"0.1\"", "2"),
+                series("bucket", "NodePublishVolume", "OK", ",le=\"0.25\"", "4"),
+                series("bucket", "NodePublishVolume", "OK", ",le=\"+Inf\"", "4"),
+            ]
+            .concat(),
+        );
         after.add("csi_operations_seconds_count{driver_name=\"another\",grpc_status_code=\"Internal\"} 9\n");
         let since = after.since(&before);
         assert_eq!((since.published(), since.mean()), (4, 0.1));

@@ -13,7 +13,8 @@ use crate::layout::KUBELET;
 /// Our mounts that belong to a pod.
 pub fn volumes(pod_uid: &str) -> Result<Vec<Mount>> {
     let directory = directory(pod_uid);
-    let ours = mount::beneath(&directory)?.into_iter().filter(|mount| mount.source.starts_with("countersign:"));
+    let ours =
+        mount::beneath(&directory)?.into_iter().filter(|mount| mount.source.starts_with("countersign:"));
     Ok(ours.collect())
 }
 
@@ -26,7 +27,9 @@ pub fn directory(pod_uid: &str) -> PathBuf {
 pub fn processes(name: &str) -> Result<Vec<i32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let program = line.split(|&byte| byte == 0).next().unwrap_or_default();
         if Path::new(&*String::from_utf8_lossy(program)).file_name().is_some_and(|file| file == name) {

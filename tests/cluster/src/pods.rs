@@ -110,10 +110,8 @@ impl Space {
     /// Waits until a pod is ready. What holds it up is in the error.
     pub async fn running(&self, name: &str) -> Result<Pod> {
         let pods = self.api::<Pod>();
-        let ready = until(LIMIT, "a running pod", async || {
-            Ok(pods.get_opt(name).await?.filter(is_ready))
-        })
-        .await;
+        let ready =
+            until(LIMIT, "a running pod", async || Ok(pods.get_opt(name).await?.filter(is_ready))).await;
         match ready {
             Ok(pod) => Ok(pod),
             Err(error) => {
@@ -197,7 +195,10 @@ impl Space {
         // One command that waits, not one command for each look.
         let script = format!(r#"while [ "$(cat {path})" != "$0" ]; do sleep 0.1; done"#);
         let command = ["timeout", "150", "sh", "-c", &script, text];
-        self.exec(pod, &command).await.with_context(|| format!("{name} in {pod} has not become {text:?}")).map(drop)
+        self.exec(pod, &command)
+            .await
+            .with_context(|| format!("{name} in {pod} has not become {text:?}"))
+            .map(drop)
     }
 
     /// What a container has logged.

@@ -28,7 +28,8 @@ pub struct Needle {
 impl Needle {
     /// Of these bytes, which should be too many and too odd to be found by chance.
     pub fn new(secret: &[u8]) -> Self {
-        let mut forms = vec![secret.to_vec(), hex(secret).into_bytes(), hex(secret).to_uppercase().into_bytes()];
+        let mut forms =
+            vec![secret.to_vec(), hex(secret).into_bytes(), hex(secret).to_uppercase().into_bytes()];
         // In base64 a text looks different by where it starts, and its ends mix with what is beside it.
         for before in 0..3 {
             let padded = [vec![0; before], secret.to_vec()].concat();
@@ -108,7 +109,9 @@ fn walk(directory: &Path, device: u64, needle: &Needle, found: &mut Found) {
             if needle.is_in_reader(file).unwrap_or_default() {
                 found.places.push(path.display().to_string());
             }
-        } else if metadata.is_symlink() && fs::read_link(&path).is_ok_and(|target| needle.is_in(target.as_os_str().as_encoded_bytes())) {
+        } else if metadata.is_symlink()
+            && fs::read_link(&path).is_ok_and(|target| needle.is_in(target.as_os_str().as_encoded_bytes()))
+        {
             found.places.push(path.display().to_string());
         }
     }

@@ -69,7 +69,8 @@ impl Store {
 
     async fn put(&self, data: serde_json::Map<String, Value>) -> Result<()> {
         let maps = Api::<ConfigMap>::namespaced(self.client.clone(), SYSTEM);
-        let patch = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": STORE}, "data": data});
+        let patch =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": STORE}, "data": data});
         if maps.get_opt(STORE).await?.is_none() {
             let map = serde_json::from_value(patch)?;
             maps.create(&kube::api::PostParams::default(), &map).await.context("the store's ConfigMap")?;

@@ -1,5 +1,6 @@
 //! What every case has: a cluster with the chart installed, ours or one that runs already.
 
+use std::fmt::Write;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -61,7 +62,11 @@ pub fn case<F: Future<Output = Result<()>>>(
     let run = move |world: Arc<World>| {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         runtime.block_on(async {
-            let body = async { timeout(LIMIT, body(Arc::clone(&world))).await.with_context(|| format!("not done within {LIMIT:?}"))? };
+            let body = async {
+                timeout(LIMIT, body(Arc::clone(&world)))
+                    .await
+                    .with_context(|| format!("not done within {LIMIT:?}"))?
+            };
             if kind == Kind::Harmless {
                 let _others_too = world.order.read().await;
                 body.await
@@ -127,16 +132,19 @@ impl World {
         self.cluster.as_ref().context("a cluster of our own")
     }
 
-    async fn new(cluster: Option<Cluster>, directory: &Path) -> Result<Self> {
+    /// Installs the chart on a cluster, ours or that of the environment; our parts log from `level` on.
+    pub async fn new(cluster: Option<Cluster>, directory: &Path, level: &str) -> Result<Self> {
         let kubeconfig = cluster.as_ref().map(Cluster::kubeconfig);
         let client = client(kubeconfig.as_deref()).await?;
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
         let built = target.join("images");
         let agent = built.join("context/countersign-agent");
         if !agent.exists() {
             bail!("{} is missing: `make image` makes it", agent.display());
         }
-        let from = |variable: &str, default: &str| std::env::var(variable).unwrap_or_else(|_| default.to_owned());
+        let from =
+            |variable: &str, default: &str| std::env::var(variable).unwrap_or_else(|_| default.to_owned());
         let tag = from("COUNTERSIGN_TAG", "");
         let (release, image) = if cluster.is_some() {
             for name in ["driver", "agent"] {
@@ -147,7 +155,10 @@ impl World {
         } else {
             let registry = from("COUNTERSIGN_REGISTRY", "localhost");
             let image = |name: &str| format!("{registry}/countersign-{name}");
-            (Images { driver: image("driver"), agent: image("agent"), tag }, from("COUNTERSIGN_TEST_IMAGE", "busybox:1"))
+            (
+                Images { driver: image("driver"), agent: image("agent"), tag },
+                from("COUNTERSIGN_TEST_IMAGE", "busybox:1"),
+            )
         };
         let namespace = json!({
             "apiVersion": "v1",
@@ -159,7 +170,7 @@ impl World {
         let store = Store::new(&agent, &directory.join("store"), client).await?;
         store.write_all(&canary::documents()).await?;
         let helm = Helm::new(kubeconfig.as_deref(), directory)?;
-        let values = values(&release, "trace");
+        let values = values(&release, level);
         let world = Self {
             cluster,
             kubeconfig,
@@ -181,15 +192,19 @@ impl World {
     async fn report(&self) -> String {
         let mut text = String::new();
         if let Ok(system) = self.system().await {
-            let pods = system.api::<k8s_openapi::api::core::v1::Pod>().list(&kube::api::ListParams::default()).await;
+            let pods =
+                system.api::<k8s_openapi::api::core::v1::Pod>().list(&kube::api::ListParams::default()).await;
             for pod in pods.into_iter().flatten() {
                 let name = pod.metadata.name.clone().unwrap_or_default();
-                text += &format!("--- pod {name}: {:#?}\n", system.events(&name).await.unwrap_or_default());
+                let events = system.events(&name).await.unwrap_or_default();
+                writeln!(text, "--- pod {name}: {events:#?}").ok();
                 for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
                     let log = system.log(&name, &container.name).await.unwrap_or_default();
                     let skip = log.lines().count().saturating_sub(25);
-                    text += &format!("--- {name}/{}\n", container.name);
-                    log.lines().skip(skip).for_each(|line| text += &format!("    {line}\n"));
+                    writeln!(text, "--- {name}/{}", container.name).ok();
+                    for line in log.lines().skip(skip) {
+                        writeln!(text, "    {line}").ok();
+                    }
                 }
             }
         }
@@ -232,7 +247,7 @@ fn run(
     directory: &Path,
 ) -> Result<ExitCode> {
     let node = cluster.is_some();
-    let world = Arc::new(runtime.block_on(World::new(cluster, directory))?);
+    let world = Arc::new(runtime.block_on(World::new(cluster, directory, "trace"))?);
     arguments.test_threads = arguments.test_threads.or(Some(PARALLEL));
     let lacking = cases.iter().filter(|case| case.kind == Kind::Node && !node).count();
     let trials = cases.into_iter().map(|case| {
