@@ -18,6 +18,7 @@ use crate::config::{ConfigFile, RunArgs};
 use crate::identity::embedded::{self, Embedded};
 use crate::identity::{self, Identity, JwtSvid, Token, Workload};
 use crate::keeper::Keeper;
+use crate::kubernetes::{ApiArgs, ObjectName, Resource};
 use crate::mailbox::Mailbox;
 use crate::metrics::{Measured, Metrics};
 use crate::request::Source;
@@ -61,6 +62,14 @@ impl Sources for Configured {
         })?;
         store.fetch(identity, source).await
     }
+
+    async fn run(&self, shutdown: &CancellationToken) {
+        self.identity.run(shutdown).await;
+    }
+
+    fn reached(&self) -> Result<(), String> {
+        self.identity.reached()
+    }
 }
 
 /// Runs the agent until `shutdown`. Files in volumes stay as they are.
@@ -72,6 +81,8 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         trust_domain,
         issuer_address,
         issuer_bundle,
+        bundle_configmap,
+        api,
         agent_token,
         audience,
         driver_uid,
@@ -80,9 +91,10 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     } = args;
     let stores = open_stores(&config, clock)?;
     let names = stores.keys().cloned().collect();
+    let bundle = bundle_source(issuer_bundle, bundle_configmap, &api)?;
     let identity = identity::Source::Embedded(Embedded::new(embedded::Config {
         address: issuer_address,
-        bundle: issuer_bundle,
+        bundle,
         agent_token,
         audience,
         trust_domain,
@@ -93,6 +105,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let sources = Measured::new(Configured { identity, stores }, Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
     let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::clone(&metrics));
+    let reaching = Arc::clone(&world);
 
     let listener =
         TcpListener::bind(http_listen).await.with_context(|| format!("--http-listen {http_listen}"))?;
@@ -120,16 +133,39 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
             }
         }
     };
-    let (kept, letters, served, administered) = tokio::join!(
+    let (kept, letters, served, administered, ()) = tokio::join!(
         ending(keeper.run(shutdown.clone()), ends("keeper")),
         ending(mailbox.serve(&mailbox_socket, driver_uid, shutdown.clone()), ends("mailbox")),
         ending(service.serve(&agent_socket, driver_uid, shutdown.clone()), ends("service")),
         ending(admin.serve(listener, shutdown.clone()), ends("http")),
+        reaching.sources.run(&shutdown),
     );
     let () = kept;
     letters.with_context(|| in_link(&mailbox_socket))?;
     served.with_context(|| in_link(&agent_socket))?;
     administered.context("http")
+}
+
+/// The one of two flags that says where the roots come from.
+fn bundle_source(
+    file: Option<PathBuf>,
+    object: Option<String>,
+    api: &ApiArgs,
+) -> anyhow::Result<embedded::BundleSource> {
+    match (file, object) {
+        (Some(file), None) => Ok(embedded::BundleSource::File(file)),
+        (None, Some(object)) => {
+            let object = ObjectName::namespaced(Resource::ConfigMaps, &object)
+                .context("--bundle-configmap: must be NAMESPACE/NAME")?;
+            let server = api
+                .server("--bundle-configmap")
+                .map_err(|problem| anyhow::anyhow!("--kubernetes-url: {problem}"))?;
+            Ok(embedded::BundleSource::ConfigMap(server, object))
+        }
+        (None, None) | (Some(_), Some(_)) => {
+            anyhow::bail!("exactly one of --issuer-bundle and --bundle-configmap is needed")
+        }
+    }
 }
 
 /// Awaits `part`, then says that it has ended.

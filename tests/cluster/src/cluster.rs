@@ -10,8 +10,8 @@ use countersign_tests::processes::{Process, tail};
 use tokio::sync::Mutex;
 
 use crate::layout::{self, Files, KUBELET};
-use crate::namespace::Place;
 use crate::names::Names;
+use crate::namespace::Place;
 use crate::{images, parts, pki};
 
 /// How a cluster is to run.
@@ -46,7 +46,12 @@ impl Cluster {
         let archive = files.root().join("busybox.tar");
         images::busybox(&archive)?;
         let (store, containerd) = tokio::try_join!(
-            async { Ok::<_, anyhow::Error>([parts::etcd(&files).await?, parts::apiserver(&files, &options).await?]) },
+            async {
+                Ok::<_, anyhow::Error>([
+                    parts::etcd(&files).await?,
+                    parts::apiserver(&files, &options).await?,
+                ])
+            },
             async {
                 let containerd = parts::containerd(&files).await?;
                 images::load(&archive)?;
@@ -139,11 +144,8 @@ impl Cluster {
                 rustix::mount::unmount(&mount.point, rustix::mount::UnmountFlags::DETACH)
                     .with_context(|| mount.point.display().to_string())?;
             }
-            if directory != KUBELET {
-                fs::remove_dir_all(directory).or_else(|error| match error.kind() {
-                    std::io::ErrorKind::NotFound => Ok(()),
-                    _ => Err(error),
-                })?;
+            if directory != KUBELET && Path::new(directory).exists() {
+                fs::remove_dir_all(directory)?;
             }
         }
         *self.containerd.lock().await = Some(parts::containerd(&self.files).await?);
@@ -152,11 +154,9 @@ impl Cluster {
 
     /// Ends of all logs that say why something may have failed.
     pub fn tails(&self, lines: usize) -> String {
-        let mut text = String::new();
-        for part in ["kubelet", "containerd", "kube-apiserver", "kube-controller-manager", "dnsmasq"] {
-            text += &format!("--- {part}\n{}\n", tail(&self.files.log(part), lines));
-        }
-        text
+        ["kubelet", "containerd", "kube-apiserver", "kube-controller-manager", "dnsmasq"]
+            .map(|part| format!("--- {part}\n{}\n", tail(&self.files.log(part), lines)))
+            .concat()
     }
 }
 
