@@ -1,6 +1,7 @@
 //! A Kubernetes of one node, made of its real parts, in namespaces of its own: everything that is tried on a cluster
 //! is tried on this one, and it takes seconds to be there.
 
+pub mod admission;
 pub mod bench;
 pub mod canary;
 pub mod chart;
