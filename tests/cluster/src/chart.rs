@@ -97,7 +97,7 @@ pub fn values(images: &Images, level: &str) -> Value {
         "sops": {
             "existingConfigMap": STORE,
             "ageKey": {"secret": STORE},
-            "allow": [{"id": format!("spiffe://{TRUST_DOMAIN}/ns/*/sa/*"), "paths": [ALLOWED]}],
+            "allow": [{"id": format!("spiffe://{TRUST_DOMAIN}/ns/*/sa/*"), "paths": ALLOWED}],
         },
     })
 }

@@ -1,8 +1,8 @@
 //! A Kubernetes of one node, made of its real parts, in namespaces of its own: everything that is tried on a cluster
 //! is tried on this one, and it takes seconds to be there.
 
-pub mod bench;
 pub mod admission;
+pub mod bench;
 pub mod canary;
 pub mod chart;
 pub mod cluster;

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 pub const SYSTEM: &str = "countersign-system";
 /// ConfigMap with the files, and Secret with the key.
 pub const STORE: &str = "e2e-store";
-/// Which paths an identity may read: those that begin with its namespace. A key of a ConfigMap cannot hold a slash.
-pub const ALLOWED: &str = "{ns}.*";
+/// Which paths an identity may read: these of its own namespace. A key of a ConfigMap cannot hold a slash.
+pub const ALLOWED: [&str; 4] = ["{ns}.db", "{ns}.live", "{ns}.pair", "{ns}.secret"];
 
 /// Writes the store's files.
 #[derive(Clone)]
