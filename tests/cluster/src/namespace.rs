@@ -121,7 +121,9 @@ fn remove_cgroups(name: &str) {
     let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path().join(name));
     let groups: Vec<PathBuf> = hierarchies.chain([root.join(name)]).filter(|group| group.is_dir()).collect();
     for _ in 0..100 {
-        groups.iter().for_each(|group| remove_tree(group));
+        for group in &groups {
+            remove_tree(group);
+        }
         if !groups.iter().any(|group| group.exists()) {
             return;
         }
