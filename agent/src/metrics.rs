@@ -12,6 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::cache::Cache;
@@ -234,5 +235,13 @@ impl<S: Sources> Sources for Measured<S> {
         let result_word = word(result.as_ref().map(|_| ()));
         self.metrics.fetches.get_or_create(&StoreOutcome { store, result: result_word }).inc();
         result
+    }
+
+    async fn run(&self, shutdown: &CancellationToken) {
+        self.sources.run(shutdown).await;
+    }
+
+    fn reached(&self) -> Result<(), String> {
+        self.sources.reached()
     }
 }

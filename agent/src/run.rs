@@ -20,6 +20,7 @@ use crate::config::{ConfigFile, RunArgs};
 use crate::identity::embedded::{self, Embedded};
 use crate::identity::{self, Identity, JwtSvid, Token, Workload};
 use crate::keeper::Keeper;
+use crate::kubernetes::{ApiArgs, ObjectName, Resource};
 use crate::mailbox::Mailbox;
 use crate::metrics::{Measured, Metrics};
 use crate::service::Service;
@@ -63,6 +64,15 @@ impl Sources for Configured {
         })?;
         store.fetch(&self.identity, ask, held).await
     }
+
+    async fn run(&self, shutdown: &CancellationToken) {
+        let stores = join_all(self.stores.values().map(|store| store.run(shutdown.clone())));
+        tokio::join!(self.identity.run(shutdown), stores);
+    }
+
+    fn reached(&self) -> Result<(), String> {
+        self.identity.reached()
+    }
 }
 
 /// Runs the agent until `shutdown`. Files in volumes stay as they are.
@@ -74,6 +84,8 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         trust_domain,
         issuer_address,
         issuer_bundle,
+        bundle_configmap,
+        api,
         agent_token,
         audience,
         driver_uid,
@@ -84,10 +96,10 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let metrics = Arc::<Metrics>::default();
     let stores = open_stores(&config, clock, &metrics)?;
     let names = stores.keys().cloned().collect();
-    let own_lives = stores.values().cloned().collect::<Vec<_>>();
+    let bundle = bundle_source(issuer_bundle, bundle_configmap, &api)?;
     let identity = identity::Source::Embedded(Embedded::new(embedded::Config {
         address: issuer_address,
-        bundle: issuer_bundle,
+        bundle,
         agent_token,
         audience,
         trust_domain,
@@ -97,6 +109,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let sources = Measured::new(Audited(Configured { identity, stores }), Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
     let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::clone(&metrics));
+    let reaching = Arc::clone(&world);
 
     let listener =
         TcpListener::bind(http_listen).await.with_context(|| format!("--http-listen {http_listen}"))?;
@@ -124,17 +137,39 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
             }
         }
     };
-    let (kept, _, letters, served, administered) = tokio::join!(
+    let (kept, letters, served, administered, ()) = tokio::join!(
         ending(keeper.run(shutdown.clone()), ends("keeper")),
-        join_all(own_lives.iter().map(|store| store.run(shutdown.clone()))),
         ending(mailbox.serve(&mailbox_socket, driver_uid, shutdown.clone()), ends("mailbox")),
         ending(service.serve(&agent_socket, driver_uid, shutdown.clone()), ends("service")),
         ending(admin.serve(listener, shutdown.clone()), ends("http")),
+        reaching.sources.run(&shutdown),
     );
     let () = kept;
     letters.with_context(|| in_link(&mailbox_socket))?;
     served.with_context(|| in_link(&agent_socket))?;
     administered.context("http")
+}
+
+/// The one of two flags that says where the roots come from.
+fn bundle_source(
+    file: Option<PathBuf>,
+    object: Option<String>,
+    api: &ApiArgs,
+) -> anyhow::Result<embedded::BundleSource> {
+    match (file, object) {
+        (Some(file), None) => Ok(embedded::BundleSource::File(file)),
+        (None, Some(object)) => {
+            let object = ObjectName::namespaced(Resource::ConfigMaps, &object)
+                .context("--bundle-configmap: must be NAMESPACE/NAME")?;
+            let server = api
+                .server("--bundle-configmap")
+                .map_err(|problem| anyhow::anyhow!("--kubernetes-url: {problem}"))?;
+            Ok(embedded::BundleSource::ConfigMap(server, object))
+        }
+        (None, None) | (Some(_), Some(_)) => {
+            anyhow::bail!("exactly one of --issuer-bundle and --bundle-configmap is needed")
+        }
+    }
 }
 
 /// Awaits `part`, then says that it has ended.

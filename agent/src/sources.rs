@@ -2,6 +2,8 @@
 
 use std::future::Future;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::Error;
 use crate::identity::{Identity, JwtSvid, Token, Workload};
 use crate::request::Source;
@@ -65,4 +67,14 @@ pub trait Sources: Send + Sync + 'static {
         ask: Ask<'_>,
         held: &mut Option<Held>,
     ) -> impl Future<Output = Result<Answer, Error>> + Send;
+
+    /// Keeps what it knows of the sources up to date until `shutdown`.
+    fn run(&self, shutdown: &CancellationToken) -> impl Future<Output = ()> + Send {
+        shutdown.cancelled()
+    }
+
+    /// Whether the source of identities was reached when that was last tried; else why not.
+    fn reached(&self) -> Result<(), String> {
+        Ok(())
+    }
 }
