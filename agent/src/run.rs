@@ -13,6 +13,7 @@ use tracing::info;
 
 use crate::Error;
 use crate::admin::Admin;
+use crate::audit::Audited;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{ConfigFile, RunArgs};
@@ -90,6 +91,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         driver_uid,
         http_listen,
         log: _,
+        audit: _,
     } = args;
     let metrics = Arc::<Metrics>::default();
     let stores = open_stores(&config, clock, &metrics)?;
@@ -104,7 +106,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         clock,
     }));
 
-    let sources = Measured::new(Configured { identity, stores }, Arc::clone(&metrics), clock);
+    let sources = Measured::new(Audited(Configured { identity, stores }), Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
     let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::clone(&metrics));
     let reaching = Arc::clone(&world);
