@@ -346,7 +346,7 @@ async fn a_renewal_and_every_way_to_forge_one() {
     }
     let stranger = JwtKey::new(&PrivateKey::generate().unwrap()).unwrap();
     let foreign = ticket::seal(&stranger, &direct.ticket()).unwrap();
-    unauthenticated(&direct.renew(&foreign).await, "not by a key this issuer has");
+    unauthenticated(&direct.renew(&foreign).await, "not by a key this issuer knows");
     unauthenticated(&direct.renew("junk").await, "can't be read");
 
     // A ticket of the issuer's that does not fit.
