@@ -18,9 +18,8 @@ use crate::Error;
 use crate::clock::Clock;
 use crate::files::Change;
 use crate::identity::{Identity, JwtSvid, Token, Workload};
-use crate::request::Source;
-use crate::sources::Sources;
-use crate::store::Fetched;
+use crate::sources::{Ask, Sources};
+use crate::store::{Answer, Held, vault};
 use crate::turn::Turned;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -59,6 +58,7 @@ pub struct Metrics {
     stale: Family<Store, Seconds>,
     driver_connected: Gauge,
     driver_registered: Gauge,
+    vault: vault::Families,
 }
 
 fn latency() -> Histogram {
@@ -85,6 +85,7 @@ impl Default for Metrics {
             stale: Family::default(),
             driver_connected: Gauge::default(),
             driver_registered: Gauge::default(),
+            vault: vault::Families::default(),
         };
         metrics.register();
         metrics
@@ -120,6 +121,12 @@ impl Metrics {
         );
         let help = "Whether kubelet has registered the driver";
         r.register("driver_registered", help, self.driver_registered.clone());
+        self.vault.register(r);
+    }
+
+    /// What stores of Vault's kind count.
+    pub(crate) fn vault(&self) -> &vault::Families {
+        &self.vault
     }
 
     /// The text of `/metrics`.
@@ -212,10 +219,10 @@ impl<S: Sources> Sources for Measured<S> {
         result
     }
 
-    async fn fetch(&self, identity: &Identity, source: &Source) -> Result<Fetched, Error> {
+    async fn fetch(&self, ask: Ask<'_>, held: &mut Option<Held>) -> Result<Answer, Error> {
         let began = self.clock.now();
-        let result = self.sources.fetch(identity, source).await;
-        let store = source.store.to_string();
+        let result = self.sources.fetch(ask, held).await;
+        let store = ask.source.store.to_string();
         let took = (self.clock.now() - began).as_secs_f64();
         self.metrics.fetch_seconds.get_or_create(&Store { store: store.clone() }).observe(took);
         let result_word = word(result.as_ref().map(|_| ()));

@@ -247,11 +247,7 @@ impl Embedded {
 /// The issuer's codes become ours: who can heal it decides.
 fn refusal(status: &Status) -> Error {
     let problem = format!("the issuer refuses: {}", status.message());
-    if status.code() == Code::Unauthenticated {
-        Error::Unauthenticated { problem }
-    } else {
-        refused(problem)
-    }
+    if status.code() == Code::Unauthenticated { Error::Unauthenticated { problem } } else { refused(problem) }
 }
 
 /// A CSR without names: the issuer would ignore them.

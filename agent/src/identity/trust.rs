@@ -134,7 +134,10 @@ impl Watched {
         let read = match look {
             Look::Is(map) => map.data.get(PEM_KEY).map_or_else(
                 || Err(self.wrong(&format!("has no key {PEM_KEY} yet; the issuer writes it when it starts"))),
-                |pem| Bundle::parse(pem.as_bytes()).map_err(|problem| self.wrong(&format!("{PEM_KEY} {problem}"))),
+                |pem| {
+                    Bundle::parse(pem.as_bytes())
+                        .map_err(|problem| self.wrong(&format!("{PEM_KEY} {problem}")))
+                },
             ),
             Look::Missing => Err(self.wrong("does not exist; the issuer's --bundle-configmap must name it")),
             Look::Failed(error) => Err(TrustError::Api { object: self.object.to_string(), error }),

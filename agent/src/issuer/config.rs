@@ -268,7 +268,9 @@ mod tests {
     async fn defaults_and_the_api_server_of_the_pod() {
         let config =
             config(&["--kubernetes-service-host", "fd00::1", "--kubernetes-service-port", "6443"]).unwrap();
-        let ReviewerConfig::Kubernetes(Server { url, ca, .. }) = config.reviewer else { panic!("not kubernetes") };
+        let ReviewerConfig::Kubernetes(Server { url, ca, .. }) = config.reviewer else {
+            panic!("not kubernetes")
+        };
         assert_eq!(url, "https://[fd00::1]:6443/");
         assert_eq!(ca, PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"));
         assert_eq!(config.x509_ttl, Duration::from_secs(3600));

@@ -78,10 +78,7 @@ mod tests {
         let health = Health::new(true, true);
         let (ready, text) = health.report(Ok(()));
         assert!(!ready);
-        assert_eq!(
-            text,
-            "[+] root\n[-] publication: not published yet\n[-] reviewer: not asked yet\n"
-        );
+        assert_eq!(text, "[+] root\n[-] publication: not published yet\n[-] reviewer: not asked yet\n");
         assert!(health.published(Ok(())));
         assert!(!health.published(Ok(())), "no news");
         health.reviewed(Ok(()));

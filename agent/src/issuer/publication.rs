@@ -270,7 +270,8 @@ impl Publication {
         };
         let problem = format!("{}: {error}{remedy}", self.object);
         // One that is published and open goes on: its keys are known, and the others' as far as they were.
-        let news = if progress.open { progress.failures == 1 } else { self.health.published(Err(problem.clone())) };
+        let news =
+            if progress.open { progress.failures == 1 } else { self.health.published(Err(problem.clone())) };
         if news {
             tracing::warn!(%problem, "the trust bundle can't be kept");
         } else {

@@ -32,8 +32,8 @@ use crate::issuer::publication::Publication;
 use crate::issuer::remembered::Reviews;
 use crate::issuer::review::Reviewer;
 use crate::issuer::service::Service;
-use crate::kubernetes::Api;
 use crate::issuer::tls::{ServingCertificate, server_config};
+use crate::kubernetes::Api;
 
 /// Connections at once on each address: a few per node of a large cluster.
 const MAX_CONNECTIONS: usize = 2048;

@@ -102,7 +102,8 @@ fn own(plan: &mut Plan, data: &BTreeMap<String, String>, anchor: &Anchor, facts:
 fn other(plan: &mut Plan, key: &str, text: &str, facts: &Facts<'_>) {
     let read = serde_json::from_str::<Entry>(text).map_err(|_| "it is no entry of this version".to_owned());
     let read = read.and_then(|entry| {
-        let until = humantime::parse_rfc3339(&entry.until).map_err(|_| "its time can't be read".to_owned())?;
+        let until =
+            humantime::parse_rfc3339(&entry.until).map_err(|_| "its time can't be read".to_owned())?;
         let anchor = Anchor::parse(&entry, facts.trust_domain)?;
         Ok((until.min(anchor.not_after), anchor))
     });
@@ -111,7 +112,9 @@ fn other(plan: &mut Plan, key: &str, text: &str, facts: &Facts<'_>) {
             plan.changes.insert(key.to_owned(), None);
             plan.removed += 1;
         }
-        Ok((_, anchor)) if key.strip_prefix(PREFIX) == Some(anchor.kid()) => plan.others.push(Arc::new(anchor)),
+        Ok((_, anchor)) if key.strip_prefix(PREFIX) == Some(anchor.kid()) => {
+            plan.others.push(Arc::new(anchor))
+        }
         Ok(_) => plan.unusable.push(format!("{key}: its JWT key has another id")),
         Err(problem) => plan.unusable.push(format!("{key}: {problem}")),
     }
@@ -295,7 +298,11 @@ mod tests {
             one.act(&mut data, hours(0));
             let plan = one.plan(&data, hours(0));
             assert_eq!((plan.others.len(), roots(&data)), (0, 1), "{text}");
-            assert!(plan.unusable[0].starts_with(&key) && plan.unusable[0].contains(why), "{:?}", plan.unusable);
+            assert!(
+                plan.unusable[0].starts_with(&key) && plan.unusable[0].contains(why),
+                "{:?}",
+                plan.unusable
+            );
             assert_eq!(data[&key], text, "a newer version may have written it");
         }
         // Fields that a newer version adds are no trouble.

@@ -343,7 +343,8 @@ async fn the_reviewer_decides_on_readiness_too() {
     fleet.api.will_refuse(403, "tokenreviews is forbidden");
     fleet.api.will_answer(201, &json!({"status": {"authenticated": false, "error": "invalid bearer token"}}));
     let issuer = Running::start(config).await;
-    let why = "tokenreviews is forbidden; the issuer's service account needs the right to create tokenreviews";
+    let why =
+        "tokenreviews is forbidden; the issuer's service account needs the right to create tokenreviews";
     while !get(&issuer, "/readyz").await.1.contains(why) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -386,7 +387,8 @@ async fn roots_that_the_watch_has_not_brought_are_asked_for() {
     while agent.client.reached().is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let (known, unknown) = if pem.starts_with(&root_of(&map, "first")) { (first, second) } else { (second, first) };
+    let (known, unknown) =
+        if pem.starts_with(&root_of(&map, "first")) { (first, second) } else { (second, first) };
     known.stop().await;
     agent.first(&fleet, "api").await.unwrap();
     agent.stop().await;
@@ -424,14 +426,17 @@ async fn what_the_agent_cannot_reach_is_named() {
         ("issuer:port", "the issuer's address \"issuer:port\" is not HOST:PORT"),
         ("127.0.0.1:1", "the issuer at 127.0.0.1:1: Connection refused"),
     ] {
-        let error = client(address).x509(&workload("api"), &fleet.cluster.tokens("api"), None).await.unwrap_err();
+        let error =
+            client(address).x509(&workload("api"), &fleet.cluster.tokens("api"), None).await.unwrap_err();
         assert!(matches!(error, Error::IdentityUnavailable { .. }), "{error}");
         assert!(error.to_string().contains(why), "{error}");
     }
     let agent = fleet.agent(&["127.0.0.1:1".parse().unwrap()]);
     let error = agent.first(&fleet, "api").await.unwrap_err().to_string();
     assert!(
-        error.contains("trust bundle ConfigMap countersign-system/countersign-bundle: does not exist; the issuer's"),
+        error.contains(
+            "trust bundle ConfigMap countersign-system/countersign-bundle: does not exist; the issuer's"
+        ),
         "{error}"
     );
     agent.stop().await;
