@@ -141,9 +141,18 @@ impl Cache {
         self.len() == 0
     }
 
+    /// For each store, the age of the oldest secret in use. An entry that is being read at this moment is left out.
+    pub fn ages(&self) -> HashMap<String, Duration> {
+        self.oldest(|_| true)
+    }
+
     /// For each store with a secret that could not be read again, the age of the oldest such secret. An entry
     /// that is being read at this moment is left out.
     pub fn stale(&self) -> HashMap<String, Duration> {
+        self.oldest(|state| state.failure.is_some())
+    }
+
+    fn oldest(&self, counts: impl Fn(&State) -> bool) -> HashMap<String, Duration> {
         let entries: Vec<_> = {
             let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
             entries.values().filter_map(Weak::upgrade).collect()
@@ -152,7 +161,7 @@ impl Cache {
         let mut oldest = HashMap::new();
         for entry in entries {
             let Ok(state) = entry.state.try_lock() else { continue };
-            let (Some(_), Some(good)) = (&state.failure, &state.good) else { continue };
+            let Some(good) = state.good.as_ref().filter(|_| counts(&state)) else { continue };
             let age = oldest.entry(entry.key.source.store.to_string()).or_insert(Duration::ZERO);
             *age = (*age).max(now - good.read_at);
         }
@@ -199,7 +208,9 @@ impl Cache {
             let ask = Ask { caller, source: &entry.key.source, alone: entry.key.alone.is_some() };
             match self.read(sources, ask, &mut state.held).await {
                 Ok(Answer::Apart) => state.apart = true,
-                Ok(Answer::Secret(fetched)) => state.learn(Ok(fetched), self.clock.now()),
+                Ok(Answer::Secret(fetched) | Answer::Kept(fetched)) => {
+                    state.learn(Ok(fetched), self.clock.now());
+                }
                 Err(error) => state.learn(Err(error), self.clock.now()),
             }
         }

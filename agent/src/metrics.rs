@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
+use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::files::Change;
 use crate::identity::{Identity, JwtSvid, Roots, Token, Workload};
@@ -56,6 +57,7 @@ pub struct Metrics {
     identities: Family<Outcome, Counter>,
     identity_seconds: Histogram,
     cache_entries: Gauge,
+    ages: Family<Store, Seconds>,
     stale: Family<Store, Seconds>,
     driver_connected: Gauge,
     driver_registered: Gauge,
@@ -83,6 +85,7 @@ impl Default for Metrics {
             identities: Family::default(),
             identity_seconds: latency(),
             cache_entries: Gauge::default(),
+            ages: Family::default(),
             stale: Family::default(),
             driver_connected: Gauge::default(),
             driver_registered: Gauge::default(),
@@ -114,7 +117,9 @@ impl Metrics {
         r.register_with_unit("identity", "Time an SVID took", s.clone(), self.identity_seconds.clone());
         r.register("cache_entries", "Secrets in the node cache", self.cache_entries.clone());
         let help = "Age of the oldest secret whose refresh fails, by store";
-        r.register_with_unit("secret_stale", help, s, self.stale.clone());
+        r.register_with_unit("secret_stale", help, s.clone(), self.stale.clone());
+        let help = "Age of the oldest secret in use, by store";
+        r.register_with_unit("secret_age", help, s, self.ages.clone());
         r.register(
             "driver_connected",
             "Whether the driver's status socket answers",
@@ -141,11 +146,13 @@ impl Metrics {
         self.volumes.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    pub(crate) fn cache(&self, entries: usize, stale: impl IntoIterator<Item = (String, Duration)>) {
-        self.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
-        self.stale.clear();
-        for (store, age) in stale {
-            self.stale.get_or_create(&Store { store }).set(age.as_secs_f64());
+    pub(crate) fn cache(&self, cache: &Cache) {
+        self.cache_entries.set(i64::try_from(cache.len()).unwrap_or(i64::MAX));
+        for (family, ages) in [(&self.stale, cache.stale()), (&self.ages, cache.ages())] {
+            family.clear();
+            for (store, age) in ages {
+                family.get_or_create(&Store { store }).set(age.as_secs_f64());
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use tracing::info;
 
 use crate::Error;
 use crate::admin::Admin;
+use crate::audit::Audited;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{ConfigFile, RunArgs};
@@ -97,6 +98,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         driver_uid,
         http_listen,
         log: _,
+        audit: _,
     } = args;
     let metrics = Arc::<Metrics>::default();
     let stores = open_stores(&config, clock, &metrics)?;
@@ -111,7 +113,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         clock,
     }));
 
-    let sources = Measured::new(Configured { identity, stores }, Arc::clone(&metrics), clock);
+    let sources = Measured::new(Audited(Configured { identity, stores }), Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
     let duties = Duties::new(&cluster, &api, clock)?;
     let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::clone(&metrics));

@@ -165,6 +165,10 @@ impl<M: Mint> Reading<'_, M> {
             return Ok(mount);
         }
         let pass = self.pass().await?;
+        let _asking = self.store.mounting.lock().await;
+        if let Some(mount) = self.store.mounts.of(self.namespace, &self.wanted.path, now) {
+            return Ok(mount);
+        }
         let path = format!("sys/internal/ui/mounts/{}", self.wanted.path.encoded());
         let call = Call {
             method: &Method::GET,
