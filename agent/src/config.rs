@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Deserialize;
 
+use crate::kubernetes::ApiArgs;
 use crate::log::LogArgs;
 use crate::spiffe::TrustDomain;
 use crate::store::config::StoreConfig;
@@ -23,12 +24,19 @@ pub struct RunArgs {
     /// Trust domain of every SPIFFE ID handed out here, such as example.org
     #[arg(long, env = "COUNTERSIGN_TRUST_DOMAIN")]
     pub trust_domain: TrustDomain,
-    /// Address of the issuer's TLS port, as host:port
+    /// Address of the issuer's TLS port, as host:port; all addresses behind the host are replicas, and so are several
+    /// with commas between them
     #[arg(long, env = "COUNTERSIGN_ISSUER_ADDRESS")]
     pub issuer_address: String,
     /// PEM file with the roots the issuer is known by; read again when it changes
-    #[arg(long, env = "COUNTERSIGN_ISSUER_BUNDLE")]
-    pub issuer_bundle: PathBuf,
+    #[arg(long, env = "COUNTERSIGN_ISSUER_BUNDLE", required_unless_present = "bundle_configmap")]
+    pub issuer_bundle: Option<PathBuf>,
+    /// `ConfigMap` (namespace/name) in which the issuer's replicas publish the roots they are known by; watched
+    #[arg(long, env = "COUNTERSIGN_BUNDLE_CONFIGMAP", conflicts_with = "issuer_bundle")]
+    pub bundle_configmap: Option<String>,
+    /// The API server; nothing is asked of it unless another flag needs it
+    #[command(flatten)]
+    pub api: ApiArgs,
     /// File with the agent's own pod-bound service account token; read again when it changes
     #[arg(long, env = "COUNTERSIGN_AGENT_TOKEN")]
     pub agent_token: PathBuf,

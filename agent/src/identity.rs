@@ -4,18 +4,23 @@ pub(crate) mod channel;
 pub mod embedded;
 pub(crate) mod key;
 pub(crate) mod renewal;
+pub(crate) mod replicas;
 pub(crate) mod reread;
 pub mod svid;
 pub(crate) mod token;
+pub(crate) mod trust;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio_util::sync::CancellationToken;
+
 pub use crate::identity::embedded::Embedded;
 
 use crate::Error;
 use crate::secret::Secret;
+use crate::sources::{Caller, Mint};
 use crate::spiffe::SpiffeId;
 
 /// The pod as kubelet named it: what an identity is asked for.
@@ -87,6 +92,12 @@ pub struct Identity {
     pub(crate) ticket: String,
 }
 
+impl Mint for Source {
+    async fn mint(&self, caller: Caller<'_>, audience: &str) -> Result<JwtSvid, Error> {
+        self.jwt(caller.workload, caller.tokens, caller.identity, audience).await
+    }
+}
+
 /// Where identities come from.
 #[derive(Debug)]
 pub enum Source {
@@ -95,6 +106,20 @@ pub enum Source {
 }
 
 impl Source {
+    /// Keeps what it knows of the source up to date until `shutdown`.
+    pub async fn run(&self, shutdown: &CancellationToken) {
+        match self {
+            Self::Embedded(embedded) => embedded.run(shutdown).await,
+        }
+    }
+
+    /// Whether the source was reached when that was last tried; else why not.
+    pub fn reached(&self) -> Result<(), String> {
+        match self {
+            Self::Embedded(embedded) => embedded.reached(),
+        }
+    }
+
     /// A new X.509-SVID with a new key for `workload`: by one of `tokens` if it is good, else by the key of the
     /// `current` identity.
     pub async fn x509(
