@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use crate::Error;
-use crate::identity::{Identity, JwtSvid, Token, Workload, X509Svid};
+use crate::identity::{Identity, JwtSvid, Roots, Token, Workload, X509Svid};
 use crate::request::Source;
 use crate::secret::{Node, Secret};
 use crate::sources::Sources;
@@ -41,6 +41,7 @@ pub(crate) struct FakeSources {
     hanging: Mutex<HashSet<String>>,
     panics: AtomicUsize,
     pub(crate) clock: Mutex<Option<crate::clock::Clock>>,
+    pub(crate) roots: tokio::sync::watch::Sender<Roots>,
     reads: AtomicUsize,
     signed: AtomicUsize,
     minted: AtomicUsize,
@@ -115,6 +116,10 @@ impl Sources for FakeSources {
         let (now, life) = (self.wall(), Duration::from_secs(300));
         let token = Secret::from(format!("jwt {serial} for {audience}"));
         Ok(JwtSvid { token, expires: now + life, renew_at: now + life / 2 })
+    }
+
+    fn roots(&self) -> Option<tokio::sync::watch::Receiver<Roots>> {
+        Some(self.roots.subscribe())
     }
 
     async fn fetch(&self, _: &Identity, source: &Source) -> Result<Fetched, Error> {

@@ -472,3 +472,27 @@ async fn clocks_that_are_apart_are_named() {
     agent.stop().await;
     issuer.stop().await;
 }
+
+#[tokio::test]
+async fn an_identity_takes_up_roots_that_come_and_drops_those_that_go_but_never_its_own() {
+    let fleet = Fleet::new().await;
+    let one = fleet.replica("one").await;
+    let agent = fleet.agent(&[one.address]);
+    let identity = agent.first(&fleet, "api").await.unwrap();
+    let now = fleet.clock.wall();
+    assert!(identity.beside(&Arc::new(identity.x509.roots.clone()), now).is_none(), "nothing new");
+    let two = fleet.replica("two").await;
+    let mut roots = agent.client.roots().unwrap();
+    let both = Arc::clone(&*roots.wait_for(|roots| roots.len() == 2).await.unwrap());
+    let after = identity.beside(&both, now).unwrap();
+    assert_eq!((after.x509.roots.len(), &after.x509.chain), (2, &identity.x509.chain));
+    assert_eq!(after.x509.key, identity.x509.key);
+    assert!(after.beside(&Arc::new(identity.x509.roots.clone()), now).is_some());
+    let others: Vec<_> = both.iter().filter(|root| !identity.x509.roots.contains(root)).cloned().collect();
+    assert!(after.beside(&Arc::new(others), now).is_none(), "peers could not verify it");
+    assert!(after.beside(&Arc::new(Vec::new()), now).is_none());
+    assert!(after.beside(&Arc::new(vec![b"no certificate".to_vec()]), now).is_none());
+    agent.stop().await;
+    one.stop().await;
+    two.stop().await;
+}
