@@ -53,6 +53,9 @@ pub struct RunArgs {
     /// Address of /healthz, /readyz and /metrics
     #[arg(long, env = "COUNTERSIGN_HTTP_LISTEN", default_value = "127.0.0.1:9410")]
     pub http_listen: SocketAddr,
+    /// Log who read what: one JSON line on standard error for each read of a secret
+    #[arg(long, env = "COUNTERSIGN_AUDIT")]
+    pub audit: bool,
     /// How to log
     #[command(flatten)]
     pub log: LogArgs,

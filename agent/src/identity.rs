@@ -21,6 +21,7 @@ pub use crate::identity::embedded::Embedded;
 
 use crate::Error;
 use crate::secret::Secret;
+use crate::sources::{Caller, Mint};
 use crate::spiffe::SpiffeId;
 
 /// The pod as kubelet named it: what an identity is asked for.
@@ -90,6 +91,12 @@ pub struct Identity {
     pub renew_at: SystemTime,
     /// The issuer's word for a renewal without a token; nobody else reads it.
     pub(crate) ticket: String,
+}
+
+impl Mint for Source {
+    async fn mint(&self, caller: Caller<'_>, audience: &str) -> Result<JwtSvid, Error> {
+        self.jwt(caller.workload, caller.tokens, caller.identity, audience).await
+    }
 }
 
 /// The roots of a trust domain, DER; shared by everybody who shows them.

@@ -58,12 +58,12 @@ fn main() -> ExitCode {
 fn start(role: Role) -> anyhow::Result<()> {
     hardening::shed()?;
     let log = match &role {
-        Role::Run(args) => Some(&args.log),
-        Role::Issuer { log, .. } => Some(log),
+        Role::Run(args) => Some((&args.log, args.audit)),
+        Role::Issuer { log, .. } => Some((log, false)),
         Role::Sops(_) => None,
     };
-    if let Some(log) = log {
-        log::start(log)?;
+    if let Some((log, audit)) = log {
+        log::start(log, audit)?;
     }
     // Two threads: the work is waiting, and each thread costs memory on every node.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

@@ -9,7 +9,7 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
@@ -18,6 +18,7 @@ use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::clock::Clock;
+use crate::identity::X509Svid;
 
 /// The name in the issuer's serving certificate, whatever address it is reached at.
 pub(crate) const SERVER_NAME: &str = "countersign-issuer";
@@ -55,6 +56,19 @@ pub(crate) fn client_config(roots: RootCertStore, clock: Clock) -> Result<Client
     let builder = ClientConfig::builder_with_details(Arc::new(default_provider()), Arc::new(TlsTime(clock)))
         .with_safe_default_protocol_versions()?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// A client's TLS configuration that trusts `roots` alone and shows `svid`.
+pub(crate) fn client_config_as(
+    roots: RootCertStore,
+    svid: &X509Svid,
+    clock: Clock,
+) -> Result<ClientConfig, rustls::Error> {
+    let builder = ClientConfig::builder_with_details(Arc::new(default_provider()), Arc::new(TlsTime(clock)))
+        .with_safe_default_protocol_versions()?;
+    let chain = svid.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
+    let key = PrivatePkcs8KeyDer::from(svid.key.expose().to_vec());
+    builder.with_root_certificates(roots).with_client_auth_cert(chain, key.into())
 }
 
 /// Connects to replicas of the issuer.

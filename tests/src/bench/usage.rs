@@ -10,18 +10,18 @@ use crate::processes::{Process, cpu_time};
 
 /// Resident memory in bytes, from `smaps_rollup`, which is exact where `status` may lag.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Memory {
+pub struct Memory {
     /// All pages, those of the binary itself included.
-    pub(super) resident: u64,
+    pub resident: u64,
     /// Heap and stacks.
-    pub(super) anonymous: u64,
+    pub anonymous: u64,
     /// Shared memory that is mapped. Pages of a tmpfs written through descriptors are not.
-    pub(super) shared: u64,
+    pub shared: u64,
 }
 
 impl Memory {
     /// Of a process.
-    pub(super) fn of(process: &Process) -> Result<Self> {
+    pub fn of(process: &Process) -> Result<Self> {
         let file = format!("/proc/{}/smaps_rollup", process.pid());
         Self::parse(&fs::read_to_string(&file).context(file)?)
     }
@@ -39,7 +39,7 @@ impl Memory {
 
 /// Processor time used up to now.
 #[derive(Debug, Clone)]
-pub(super) struct Processor {
+pub struct Processor {
     /// Of each thread, in nanoseconds of the scheduler's.
     threads: BTreeMap<String, Duration>,
     /// Of the process, threads that have ended included, in ticks of 10 ms.
@@ -48,7 +48,7 @@ pub(super) struct Processor {
 
 impl Processor {
     /// Of a process.
-    pub(super) fn of(process: &Process) -> Result<Self> {
+    pub fn of(process: &Process) -> Result<Self> {
         let mut threads = BTreeMap::new();
         for thread in fs::read_dir(format!("/proc/{}/task", process.pid()))? {
             let thread = thread?;
@@ -62,7 +62,7 @@ impl Processor {
     }
 
     /// Used since `earlier`: by the scheduler's count, or by ticks where a thread took its count with it.
-    pub(super) fn since(&self, earlier: &Self) -> Duration {
+    pub fn since(&self, earlier: &Self) -> Duration {
         let total = |of: &Self| of.threads.values().sum::<Duration>();
         if !self.threads.is_empty() && earlier.threads.keys().all(|thread| self.threads.contains_key(thread))
         {
@@ -74,7 +74,7 @@ impl Processor {
 }
 
 /// Thousandths of one core.
-pub(super) fn millicores(used: Duration, window: Duration) -> f64 {
+pub fn millicores(used: Duration, window: Duration) -> f64 {
     used.as_secs_f64() / window.as_secs_f64() * 1000.0
 }
 
