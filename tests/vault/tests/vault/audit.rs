@@ -27,7 +27,7 @@ fn lines(node: &Node) -> Result<Vec<Value>> {
 }
 
 async fn our_lines_join_vaults() -> Result<()> {
-    let node = Setup { agent_arguments: vec!["--audit".into(), "on".into()], ..Setup::default() };
+    let node = Setup { agent_arguments: vec!["--audit".into()], ..Setup::default() };
     in_world(Plan { node, ..Plan::default() }, async |world| {
         let mut volume = world.node.published(&pod("api-1"), one(PASSWORD)).await?;
         refusal(&world.node, "vault:kv/data/forbidden#x").await?;
