@@ -72,10 +72,15 @@ fn start(role: Role) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         match role {
-            Role::Run(args) => signals::until_asked_to_end(|shutdown| run::run(*args, shutdown)).await,
+            Role::Run(args) => {
+                signals::until_asked_to_end(|shutdown| Box::pin(run::run(*args, shutdown))).await
+            }
             Role::Issuer { args, .. } => {
                 let config = issuer::Config::new(*args, Clock::system())?;
-                signals::until_asked_to_end(async |shutdown| Ok(issuer::run(config, shutdown).await?)).await
+                signals::until_asked_to_end(async |shutdown| {
+                    Ok(Box::pin(issuer::run(config, shutdown)).await?)
+                })
+                .await
             }
             Role::Sops(args) => Ok(countersign_agent::store::sops::command::run(args)?),
             Role::Explain(args) => explain::run(&args),
