@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::Error;
 use crate::identity::{Identity, JwtSvid, Roots, Token, Workload, X509Svid};
 use crate::secret::{Node, Secret};
@@ -171,5 +173,13 @@ impl Sources for FakeSources {
         let document = Arc::new(Node::Text(Secret::from(value.clone())));
         let fresh = self.fresh.lock().unwrap().unwrap_or(Fresh::AsAsked);
         Ok(Answer::Secret(Fetched { document, version: value, fresh, request_id: None }))
+    }
+
+    async fn run(&self, shutdown: &CancellationToken) {
+        shutdown.cancelled().await;
+    }
+
+    fn reached(&self) -> Result<(), String> {
+        Ok(())
     }
 }
