@@ -14,12 +14,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use crate::identity::embedded::Embedded;
 
 use crate::Error;
 use crate::secret::Secret;
+use crate::sources::{Caller, Mint};
 use crate::spiffe::SpiffeId;
 
 /// The pod as kubelet named it: what an identity is asked for.
@@ -91,6 +93,39 @@ pub struct Identity {
     pub(crate) ticket: String,
 }
 
+impl Mint for Source {
+    async fn mint(&self, caller: Caller<'_>, audience: &str) -> Result<JwtSvid, Error> {
+        self.jwt(caller.workload, caller.tokens, caller.identity, audience).await
+    }
+}
+
+/// The roots of a trust domain, DER; shared by everybody who shows them.
+pub type Roots = Arc<Vec<Vec<u8>>>;
+
+impl Identity {
+    /// The same identity beside `roots`; nothing unless they are others and vouch for it, at `now`.
+    pub(crate) fn beside(&self, roots: &Roots, now: SystemTime) -> Option<Self> {
+        let held = &self.x509;
+        if held.roots == **roots || !svid::vouched_for(&held.chain, roots, &held.spiffe_id, now) {
+            return None;
+        }
+        let x509 = X509Svid {
+            spiffe_id: held.spiffe_id.clone(),
+            chain: held.chain.clone(),
+            key: held.key.duplicate(),
+            roots: roots.to_vec(),
+            not_before: held.not_before,
+            not_after: held.not_after,
+        };
+        Some(Self {
+            spiffe_id: self.spiffe_id.clone(),
+            x509: Arc::new(x509),
+            renew_at: self.renew_at,
+            ticket: self.ticket.clone(),
+        })
+    }
+}
+
 /// Where identities come from.
 #[derive(Debug)]
 pub enum Source {
@@ -110,6 +145,13 @@ impl Source {
     pub fn reached(&self) -> Result<(), String> {
         match self {
             Self::Embedded(embedded) => embedded.reached(),
+        }
+    }
+
+    /// The roots of the trust domain as they change; nothing where only a new SVID brings them.
+    pub fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        match self {
+            Self::Embedded(embedded) => embedded.roots(),
         }
     }
 

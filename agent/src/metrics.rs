@@ -12,15 +12,16 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
+use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::files::Change;
-use crate::identity::{Identity, JwtSvid, Token, Workload};
-use crate::request::Source;
-use crate::sources::Sources;
-use crate::store::Fetched;
+use crate::identity::{Identity, JwtSvid, Roots, Token, Workload};
+use crate::sources::{Ask, Sources};
+use crate::store::{Answer, Held, vault};
 use crate::turn::Turned;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -56,9 +57,11 @@ pub struct Metrics {
     identities: Family<Outcome, Counter>,
     identity_seconds: Histogram,
     cache_entries: Gauge,
+    ages: Family<Store, Seconds>,
     stale: Family<Store, Seconds>,
     driver_connected: Gauge,
     driver_registered: Gauge,
+    vault: vault::Families,
 }
 
 fn latency() -> Histogram {
@@ -82,9 +85,11 @@ impl Default for Metrics {
             identities: Family::default(),
             identity_seconds: latency(),
             cache_entries: Gauge::default(),
+            ages: Family::default(),
             stale: Family::default(),
             driver_connected: Gauge::default(),
             driver_registered: Gauge::default(),
+            vault: vault::Families::default(),
         };
         metrics.register();
         metrics
@@ -112,7 +117,9 @@ impl Metrics {
         r.register_with_unit("identity", "Time an SVID took", s.clone(), self.identity_seconds.clone());
         r.register("cache_entries", "Secrets in the node cache", self.cache_entries.clone());
         let help = "Age of the oldest secret whose refresh fails, by store";
-        r.register_with_unit("secret_stale", help, s, self.stale.clone());
+        r.register_with_unit("secret_stale", help, s.clone(), self.stale.clone());
+        let help = "Age of the oldest secret in use, by store";
+        r.register_with_unit("secret_age", help, s, self.ages.clone());
         r.register(
             "driver_connected",
             "Whether the driver's status socket answers",
@@ -120,6 +127,12 @@ impl Metrics {
         );
         let help = "Whether kubelet has registered the driver";
         r.register("driver_registered", help, self.driver_registered.clone());
+        self.vault.register(r);
+    }
+
+    /// What stores of Vault's kind count.
+    pub(crate) fn vault(&self) -> &vault::Families {
+        &self.vault
     }
 
     /// The text of `/metrics`.
@@ -133,11 +146,13 @@ impl Metrics {
         self.volumes.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    pub(crate) fn cache(&self, entries: usize, stale: impl IntoIterator<Item = (String, Duration)>) {
-        self.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
-        self.stale.clear();
-        for (store, age) in stale {
-            self.stale.get_or_create(&Store { store }).set(age.as_secs_f64());
+    pub(crate) fn cache(&self, cache: &Cache) {
+        self.cache_entries.set(i64::try_from(cache.len()).unwrap_or(i64::MAX));
+        for (family, ages) in [(&self.stale, cache.stale()), (&self.ages, cache.ages())] {
+            family.clear();
+            for (store, age) in ages {
+                family.get_or_create(&Store { store }).set(age.as_secs_f64());
+            }
         }
     }
 
@@ -212,10 +227,10 @@ impl<S: Sources> Sources for Measured<S> {
         result
     }
 
-    async fn fetch(&self, identity: &Identity, source: &Source) -> Result<Fetched, Error> {
+    async fn fetch(&self, ask: Ask<'_>, held: &mut Option<Held>) -> Result<Answer, Error> {
         let began = self.clock.now();
-        let result = self.sources.fetch(identity, source).await;
-        let store = source.store.to_string();
+        let result = self.sources.fetch(ask, held).await;
+        let store = ask.source.store.to_string();
         let took = (self.clock.now() - began).as_secs_f64();
         self.metrics.fetch_seconds.get_or_create(&Store { store: store.clone() }).observe(took);
         let result_word = word(result.as_ref().map(|_| ()));
@@ -229,5 +244,9 @@ impl<S: Sources> Sources for Measured<S> {
 
     fn reached(&self) -> Result<(), String> {
         self.sources.reached()
+    }
+
+    fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        self.sources.roots()
     }
 }

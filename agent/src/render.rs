@@ -9,7 +9,7 @@ mod encoding;
 mod field;
 mod filters;
 mod json;
-mod pem;
+pub(crate) mod pem;
 mod template;
 mod value;
 

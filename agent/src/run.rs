@@ -6,25 +6,28 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use countersign_proto::agent::{AGENT_SOCKET, MAILBOX_SOCKET, STATUS_SOCKET};
+use futures_util::future::join_all;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::Error;
 use crate::admin::Admin;
+use crate::audit::Audited;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{ConfigFile, RunArgs};
 use crate::identity::embedded::{self, Embedded};
-use crate::identity::{self, Identity, JwtSvid, Token, Workload};
+use crate::identity::{self, Identity, JwtSvid, Roots, Token, Workload};
 use crate::keeper::Keeper;
+use crate::kubernetes::duties::Duties;
 use crate::kubernetes::{ApiArgs, ObjectName, Resource};
 use crate::mailbox::Mailbox;
 use crate::metrics::{Measured, Metrics};
-use crate::request::Source;
 use crate::service::Service;
-use crate::sources::Sources;
-use crate::store::{Fetched, Store};
+use crate::sources::{Ask, Sources};
+use crate::store::{Answer, Held, Store};
 use crate::turn::World;
 
 /// The identity source and the stores of a configured agent.
@@ -54,21 +57,27 @@ impl Sources for Configured {
         self.identity.jwt(workload, tokens, identity, audience).await
     }
 
-    async fn fetch(&self, identity: &Identity, source: &Source) -> Result<Fetched, Error> {
+    async fn fetch(&self, ask: Ask<'_>, held: &mut Option<Held>) -> Result<Answer, Error> {
+        let source = ask.source;
         // A request names configured stores only: it was parsed against their names.
         let store = self.stores.get(&source.store).ok_or_else(|| Error::Unusable {
             store: source.store.to_string(),
             problem: "is not configured".to_owned(),
         })?;
-        store.fetch(identity, source).await
+        store.fetch(&self.identity, ask, held).await
     }
 
     async fn run(&self, shutdown: &CancellationToken) {
-        self.identity.run(shutdown).await;
+        let stores = join_all(self.stores.values().map(|store| store.run(shutdown.clone())));
+        tokio::join!(self.identity.run(shutdown), stores);
     }
 
     fn reached(&self) -> Result<(), String> {
         self.identity.reached()
+    }
+
+    fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        self.identity.roots()
     }
 }
 
@@ -83,13 +92,16 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         issuer_bundle,
         bundle_configmap,
         api,
+        cluster,
         agent_token,
         audience,
         driver_uid,
         http_listen,
         log: _,
+        audit: _,
     } = args;
-    let stores = open_stores(&config, clock)?;
+    let metrics = Arc::<Metrics>::default();
+    let stores = open_stores(&config, clock, &metrics)?;
     let names = stores.keys().cloned().collect();
     let bundle = bundle_source(issuer_bundle, bundle_configmap, &api)?;
     let identity = identity::Source::Embedded(Embedded::new(embedded::Config {
@@ -101,10 +113,11 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         clock,
     }));
 
-    let metrics = Arc::<Metrics>::default();
-    let sources = Measured::new(Configured { identity, stores }, Arc::clone(&metrics), clock);
+    let sources = Measured::new(Audited(Configured { identity, stores }), Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
+    let duties = Duties::new(&cluster, &api, clock)?;
     let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::clone(&metrics));
+    let keeper = keeper.telling(duties.recorder.clone());
     let reaching = Arc::clone(&world);
 
     let listener =
@@ -133,12 +146,13 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
             }
         }
     };
-    let (kept, letters, served, administered, ()) = tokio::join!(
+    let (kept, letters, served, administered, (), ()) = tokio::join!(
         ending(keeper.run(shutdown.clone()), ends("keeper")),
         ending(mailbox.serve(&mailbox_socket, driver_uid, shutdown.clone()), ends("mailbox")),
         ending(service.serve(&agent_socket, driver_uid, shutdown.clone()), ends("service")),
         ending(admin.serve(listener, shutdown.clone()), ends("http")),
         reaching.sources.run(&shutdown),
+        duties.run(&shutdown),
     );
     let () = kept;
     letters.with_context(|| in_link(&mailbox_socket))?;
@@ -175,11 +189,11 @@ async fn ending<T>(part: impl Future<Output = T>, ended: impl FnOnce()) -> T {
     result
 }
 
-fn open_stores(config: &Path, clock: Clock) -> anyhow::Result<HashMap<Arc<str>, Store>> {
+fn open_stores(config: &Path, clock: Clock, metrics: &Metrics) -> anyhow::Result<HashMap<Arc<str>, Store>> {
     let file = ConfigFile::read(config).context("--config")?;
     let mut stores = HashMap::new();
     for (name, config) in file.stores {
-        let store = Store::open(&name, config, clock)?;
+        let store = Store::open(&name, config, clock, metrics.vault())?;
         info!(store = name, "store opened");
         stores.insert(Arc::from(name), store);
     }

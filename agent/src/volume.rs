@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::time::Instant;
 
@@ -14,6 +15,7 @@ use crate::identity::{Identity, JwtSvid, Token, Workload};
 use crate::render::Material;
 use crate::request::{OnRevoked, Reference, Request, Source};
 use crate::secret::Node;
+use crate::store::Held;
 
 /// Kubelet's id of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -83,6 +85,8 @@ pub struct Volume {
     pub(crate) written: Option<Inputs>,
     /// Label of the trouble that was last logged: said once, not at every turn.
     pub(crate) trouble: Option<&'static str>,
+    /// The end of the identity whose end was last told of.
+    pub(crate) ending: Option<SystemTime>,
     /// Turns in a row that failed.
     pub(crate) failures: u32,
 }
@@ -91,6 +95,8 @@ pub struct Volume {
 #[derive(Debug, Clone)]
 pub(crate) struct Inputs {
     pub(crate) secrets: HashMap<Source, Result<Arc<Node>, Error>>,
+    /// What keeps them alive at their stores, for as long as files are made from them.
+    pub(crate) held: Vec<Held>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) jwts: HashMap<String, Arc<JwtSvid>>,
     /// What the files made from this lack, by the pod's own wish, and why.
@@ -177,6 +183,7 @@ impl Volume {
             asked: Vec::new(),
             written: None,
             trouble: None,
+            ending: None,
             failures: 0,
         };
         (volume, News { tokens, directory, provisional })

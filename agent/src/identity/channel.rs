@@ -9,7 +9,7 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
@@ -18,6 +18,7 @@ use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::clock::Clock;
+use crate::identity::X509Svid;
 
 /// The name in the issuer's serving certificate, whatever address it is reached at.
 pub(crate) const SERVER_NAME: &str = "countersign-issuer";
@@ -57,6 +58,19 @@ pub(crate) fn client_config(roots: RootCertStore, clock: Clock) -> Result<Client
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
+/// A client's TLS configuration that trusts `roots` alone and shows `svid`.
+pub(crate) fn client_config_as(
+    roots: RootCertStore,
+    svid: &X509Svid,
+    clock: Clock,
+) -> Result<ClientConfig, rustls::Error> {
+    let builder = ClientConfig::builder_with_details(Arc::new(default_provider()), Arc::new(TlsTime(clock)))
+        .with_safe_default_protocol_versions()?;
+    let chain = svid.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
+    let key = PrivatePkcs8KeyDer::from(svid.key.expose().to_vec());
+    builder.with_root_certificates(roots).with_client_auth_cert(chain, key.into())
+}
+
 /// Connects to replicas of the issuer.
 #[derive(Clone)]
 pub(crate) struct Dialer(TlsConnector);
@@ -77,13 +91,10 @@ impl Dialer {
             let name = ServerName::try_from(SERVER_NAME).map_err(std::io::Error::other)?;
             self.0.connect(name, stream).await
         };
-        match tokio::time::timeout(CONNECT, dialing).await {
-            Ok(result) => result,
-            Err(_) => {
-                let problem = format!("no connection within {} s", CONNECT.as_secs());
-                Err(std::io::Error::new(std::io::ErrorKind::TimedOut, problem))
-            }
-        }
+        tokio::time::timeout(CONNECT, dialing).await.unwrap_or_else(|_| {
+            let problem = format!("no connection within {} s", CONNECT.as_secs());
+            Err(std::io::Error::new(std::io::ErrorKind::TimedOut, problem))
+        })
     }
 
     /// A channel to one replica. It connects on first use and again after every failure.
@@ -116,9 +127,5 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static), clocks: &str)
     let text = last.to_string();
     // The TLS library compares with our clock, and that may be the wrong one.
     let timely = ["not valid yet", "expired"].iter().any(|word| text.contains(word));
-    if timely && text.contains("certificate") {
-        format!("{text}; compare the clocks {clocks}")
-    } else {
-        text
-    }
+    if timely && text.contains("certificate") { format!("{text}; compare the clocks {clocks}") } else { text }
 }

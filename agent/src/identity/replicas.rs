@@ -20,6 +20,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::clock::Clock;
+use crate::identity::Roots;
 use crate::identity::channel::{Dialer, innermost};
 use crate::identity::trust::{Bundle, Trust, TrustError};
 
@@ -131,6 +132,11 @@ impl Replicas {
         }
     }
 
+    /// The roots as they change; nothing where they are in a file.
+    pub(crate) fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        self.trust.roots()
+    }
+
     /// Whether a replica was reached when one was last needed; else why not.
     pub(crate) fn reached(&self) -> Result<(), String> {
         self.reached.borrow().clone()
@@ -206,8 +212,7 @@ impl Replicas {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let candidates =
-            self.candidates().await.map_err(|error| Unanswered::Unreached(error.to_string()))?;
+        let candidates = self.candidates().await.map_err(|error| Unanswered::Unreached(error.to_string()))?;
         let mut waiting = candidates.into_iter();
         let mut asked = FuturesUnordered::new();
         let mut silent = Vec::new();
@@ -260,10 +265,8 @@ impl Replicas {
             let (resolved_at, replicas) =
                 known.take().map_or((now, Vec::new()), |known| (known.resolved_at, known.replicas));
             // Calls under way go on over the connections they have.
-            let replicas = replicas
-                .into_iter()
-                .map(|Replica { address, .. }| Replica::new(address, &dialer))
-                .collect();
+            let replicas =
+                replicas.into_iter().map(|Replica { address, .. }| Replica::new(address, &dialer)).collect();
             *known = Some(Known { bundle, dialer, resolved_at, replicas });
         }
         let Some(known) = known.as_mut() else { return Ok(Vec::new()) };
@@ -301,7 +304,10 @@ impl Replicas {
         }
         if !fresh.is_empty() || !held.is_empty() {
             tracing::info!(
-                address = self.address, replicas = kept.len() + fresh.len(), new = fresh.len(), gone = held.len(),
+                address = self.address,
+                replicas = kept.len() + fresh.len(),
+                new = fresh.len(),
+                gone = held.len(),
                 "the issuer's replicas"
             );
         }
@@ -441,9 +447,7 @@ async fn lookup(text: &str) -> Result<Vec<SocketAddr>, NoReplica> {
     all.sort_unstable();
     all.dedup();
     match last {
-        Some(problem) if all.is_empty() => {
-            Err(NoReplica::Unresolved { address: text.to_owned(), problem })
-        }
+        Some(problem) if all.is_empty() => Err(NoReplica::Unresolved { address: text.to_owned(), problem }),
         Some(_) | None => Ok(all),
     }
 }

@@ -63,12 +63,7 @@ pub(crate) struct Reviews {
 }
 
 impl Reviews {
-    pub(crate) fn new(
-        reviewer: Reviewer,
-        clock: Clock,
-        metrics: Arc<Metrics>,
-        health: Arc<Health>,
-    ) -> Self {
+    pub(crate) fn new(reviewer: Reviewer, clock: Clock, metrics: Arc<Metrics>, health: Arc<Health>) -> Self {
         Self { reviewer, clock, metrics, health, entries: Mutex::default() }
     }
 

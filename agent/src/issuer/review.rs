@@ -58,9 +58,7 @@ impl Reviewer {
             Self::Offline(offline) => offline.probe().await,
             Self::Kubernetes(kubernetes) => kubernetes.probe().await,
             #[cfg(test)]
-            Self::Scripted(scripted) => {
-                scripted.review(&Secret::from("probe".to_owned())).await.map(|_| ())
-            }
+            Self::Scripted(scripted) => scripted.review(&Secret::from("probe".to_owned())).await.map(|_| ()),
         }
     }
 }

@@ -74,7 +74,9 @@ impl Api {
     pub(crate) fn new(server: Server, clock: Clock) -> Self {
         Self {
             url: server.url,
-            client: Reread::new("certificate authority", server.ca, clock, move |pem| http_client(pem, clock)),
+            client: Reread::new("certificate authority", server.ca, clock, move |pem| {
+                http_client(pem, clock)
+            }),
             token: Reread::new("API server token", server.token, clock, reread::token),
             clock,
         }
@@ -105,11 +107,11 @@ impl Api {
     pub(crate) async fn patch<T: DeserializeOwned>(
         &self,
         path: &str,
-        patch: Patch,
+        kind: Patch,
         body: &impl Serialize,
     ) -> Result<T, ApiError> {
         let question = Question::new(Method::PATCH, path);
-        self.ask(self.with_body(question, patch.media_type(), body)?).await
+        self.ask(self.with_body(question, kind.media_type(), body)?).await
     }
 
     /// Opens the stream of events at `path`; its head has to come in time, its end may take as long as it likes.
@@ -160,8 +162,8 @@ impl Api {
         let client = self.client.current().await.map_err(ApiError::Own)?;
         let mut parts = self.url.clone().into_parts();
         parts.path_and_query = PathAndQuery::try_from(question.path).ok();
-        let mut bearer = HeaderValue::from_bytes(&[b"Bearer ", token.expose()].concat())
-            .map_err(|_| self.unwritable())?;
+        let mut bearer =
+            HeaderValue::from_bytes(&[b"Bearer ", token.expose()].concat()).map_err(|_| self.unwritable())?;
         bearer.set_sensitive(true);
         let mut request = Request::builder()
             .method(&question.method)

@@ -90,7 +90,8 @@ impl ApiError {
 
 /// The message in the body of a refusal, fit to be shown: short, printable, and without any of `secrets`.
 pub(super) fn message(body: &[u8], secrets: &[&[u8]]) -> String {
-    let mut message = serde_json::from_slice(body).map(|status: ApiStatus| status.message).unwrap_or_default();
+    let mut message =
+        serde_json::from_slice(body).map(|status: ApiStatus| status.message).unwrap_or_default();
     // Before it is cut short: half a token is one still.
     for secret in secrets {
         if let Ok(secret) = std::str::from_utf8(secret)

@@ -118,7 +118,8 @@ mod tests {
 
     #[test]
     fn paths() {
-        let map = ObjectName::namespaced(Resource::ConfigMaps, "countersign-system/countersign-bundle").unwrap();
+        let map =
+            ObjectName::namespaced(Resource::ConfigMaps, "countersign-system/countersign-bundle").unwrap();
         assert_eq!(map.path(), "/api/v1/namespaces/countersign-system/configmaps/countersign-bundle");
         assert_eq!(
             map.alone(),

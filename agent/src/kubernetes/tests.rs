@@ -25,10 +25,10 @@ fn map(value: &str) -> Value {
 async fn the_exact_requests() {
     let (cluster, server) = (Cluster::new(), ApiServer::start().await);
     let api = server.api(cluster.dir.path(), clock());
-    let made: ConfigMap =
-        api.create("/api/v1/namespaces/ns/configmaps", &map("one"), None).await.unwrap();
+    let made: ConfigMap = api.create("/api/v1/namespaces/ns/configmaps", &map("one"), None).await.unwrap();
     assert_eq!(made.data["key"], "one");
-    let patch = json!({"metadata": {"resourceVersion": made.metadata.resource_version}, "data": {"key": "two"}});
+    let patch =
+        json!({"metadata": {"resourceVersion": made.metadata.resource_version}, "data": {"key": "two"}});
     let changed: ConfigMap = api.patch(PATH, Patch::Merge, &patch).await.unwrap();
     assert_eq!(changed.data["key"], "two");
     let error = api.patch::<ConfigMap>(PATH, Patch::Merge, &patch).await.unwrap_err();
@@ -62,7 +62,10 @@ async fn each_fault_says_who_what_and_why() {
     let api = server.api(cluster.dir.path(), clock());
     let get = async || api.get::<ConfigMap>(PATH).await.unwrap_err();
     for (reply, why) in [
-        (Reply::Answer(401, testing::refusal("Unauthorized").to_string()), "it answered 401 Unauthorized: Unauthorized"),
+        (
+            Reply::Answer(401, testing::refusal("Unauthorized").to_string()),
+            "it answered 401 Unauthorized: Unauthorized",
+        ),
         (
             Reply::Answer(403, testing::refusal("configmaps \"bundle\" is forbidden").to_string()),
             "it answered 403 Forbidden: configmaps \"bundle\" is forbidden",
@@ -89,9 +92,12 @@ async fn each_fault_says_who_what_and_why() {
 
     std::fs::remove_file(cluster.path("token")).unwrap();
     let bare = Cluster::new();
-    let lost = Arc::new(Api::new(Server { token: bare.path("none"), ..server.server(bare.dir.path()) }, clock()));
+    let lost =
+        Arc::new(Api::new(Server { token: bare.path("none"), ..server.server(bare.dir.path()) }, clock()));
     let error = lost.get::<ConfigMap>(PATH).await.unwrap_err().to_string();
-    assert!(error.starts_with("API server token ") && error.ends_with("none: can't be read: entity not found"));
+    assert!(
+        error.starts_with("API server token ") && error.ends_with("none: can't be read: entity not found")
+    );
     let nowhere = Server { url: "https://127.0.0.1:1".parse().unwrap(), ..server.server(bare.dir.path()) };
     let error = Api::new(nowhere, clock()).get::<ConfigMap>(PATH).await.unwrap_err().to_string();
     assert!(error.starts_with("API server 127.0.0.1:1: ") && error.contains("refused"), "{error}");
@@ -125,7 +131,7 @@ async fn a_server_that_does_not_answer() {
 }
 
 /// What a follower says, one word each.
-async fn followed(
+fn followed(
     api: Arc<Api>,
     shutdown: CancellationToken,
 ) -> (mpsc::UnboundedReceiver<String>, tokio::task::JoinSet<()>) {
@@ -136,7 +142,9 @@ async fn followed(
             let word = match look {
                 Look::Is(map) => map.data["key"].clone(),
                 Look::Missing => "missing".to_owned(),
-                Look::Failed(error) => error.status().map_or("failed".to_owned(), |status| status.as_u16().to_string()),
+                Look::Failed(error) => {
+                    error.status().map_or("failed".to_owned(), |status| status.as_u16().to_string())
+                }
             };
             tell.send(word).unwrap();
         })
@@ -150,7 +158,7 @@ async fn an_object_is_followed_through_its_life_and_the_servers_moods() {
     let (cluster, server) = (Cluster::new(), ApiServer::start().await);
     let shutdown = CancellationToken::new();
     server.will_refuse(403, "not yet");
-    let (mut told, mut tasks) = followed(server.api(cluster.dir.path(), clock()), shutdown.clone()).await;
+    let (mut told, mut tasks) = followed(server.api(cluster.dir.path(), clock()), shutdown.clone());
     let mut next = async || told.recv().await.unwrap();
     assert_eq!(next().await, "403");
     assert_eq!(next().await, "missing");
@@ -186,7 +194,7 @@ async fn a_watch_that_begins_with_an_error_is_a_list_again() {
     server.will_answer(200, &list);
     server.will(Reply::Answer(200, "nonsense\n".to_owned()));
     let shutdown = CancellationToken::new();
-    let (mut told, mut tasks) = followed(server.api(cluster.dir.path(), clock()), shutdown.clone()).await;
+    let (mut told, mut tasks) = followed(server.api(cluster.dir.path(), clock()), shutdown.clone());
     let mut next = async || told.recv().await.unwrap();
     assert_eq!(next().await, "one");
     assert_eq!(next().await, "one");

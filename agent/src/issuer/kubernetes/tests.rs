@@ -147,9 +147,7 @@ async fn answers_that_are_no_review() {
     let reviewer = reviewer(&server, &cluster);
     let token = cluster.token("api", |_| {});
     let text = std::str::from_utf8(token.expose()).unwrap();
-    let refusal = |code: u16, message: &str| {
-        Reply::Answer(code, status(message).to_string())
-    };
+    let refusal = |code: u16, message: &str| Reply::Answer(code, status(message).to_string());
     for (reply, why) in [
         (
             refusal(401, "Unauthorized"),
@@ -232,8 +230,7 @@ async fn a_server_that_is_down_or_not_ours() {
 
     let mut down = server.server(cluster.dir.path());
     down.url = "https://127.0.0.1:1".parse().unwrap();
-    let reviewer =
-        Kubernetes::new(std::sync::Arc::new(Api::new(down, clock())), "countersign".to_owned());
+    let reviewer = Kubernetes::new(std::sync::Arc::new(Api::new(down, clock())), "countersign".to_owned());
     let fault = reviewer.review(&token).await.unwrap_err().to_string();
     assert!(fault.starts_with("can't be reviewed: API server 127.0.0.1:1: "), "{fault}");
     assert!(fault.contains("refused"), "{fault}");

@@ -102,7 +102,8 @@ fn own(plan: &mut Plan, data: &BTreeMap<String, String>, anchor: &Anchor, facts:
 fn other(plan: &mut Plan, key: &str, text: &str, facts: &Facts<'_>) {
     let read = serde_json::from_str::<Entry>(text).map_err(|_| "it is no entry of this version".to_owned());
     let read = read.and_then(|entry| {
-        let until = humantime::parse_rfc3339(&entry.until).map_err(|_| "its time can't be read".to_owned())?;
+        let until =
+            humantime::parse_rfc3339(&entry.until).map_err(|_| "its time can't be read".to_owned())?;
         let anchor = Anchor::parse(&entry, facts.trust_domain)?;
         Ok((until.min(anchor.not_after), anchor))
     });
@@ -111,7 +112,9 @@ fn other(plan: &mut Plan, key: &str, text: &str, facts: &Facts<'_>) {
             plan.changes.insert(key.to_owned(), None);
             plan.removed += 1;
         }
-        Ok((_, anchor)) if key.strip_prefix(PREFIX) == Some(anchor.kid()) => plan.others.push(Arc::new(anchor)),
+        Ok((_, anchor)) if key.strip_prefix(PREFIX) == Some(anchor.kid()) => {
+            plan.others.push(Arc::new(anchor));
+        }
         Ok(_) => plan.unusable.push(format!("{key}: its JWT key has another id")),
         Err(problem) => plan.unusable.push(format!("{key}: {problem}")),
     }
@@ -125,8 +128,8 @@ fn documents(plan: &mut Plan, data: &BTreeMap<String, String>, facts: &Facts<'_>
     plan.roots = roots.len();
     let pem = bundle::pem(&roots);
     let held: Option<Value> = data.get(JSON).and_then(|text| serde_json::from_str(text).ok());
-    let numbered = held.as_ref().and_then(|held| held["spiffe_sequence"].as_i64());
-    let unchanged = held.as_ref().is_some_and(|held| held["keys"] == bundle::spiffe(&all, 0)["keys"]);
+    let numbered = held.as_ref().and_then(|held| held.get("spiffe_sequence")?.as_i64());
+    let unchanged = held.as_ref().is_some_and(|held| held.get("keys") == bundle::spiffe(&all, 0).get("keys"));
     plan.sequence = match numbered {
         Some(number) if unchanged => number,
         Some(number) => (number.saturating_add(1)).max(facts.sequence).max(unix(facts.now)),
@@ -253,9 +256,9 @@ mod tests {
         one.keys.advance(moment(NOW) + LIFE / 2).unwrap();
         one.act(&mut data, LIFE / 2);
         assert_eq!(roots(&data), 2);
-        let last = LIFE - hours(1);
+        let last = hours(7 * 24 - 1);
         one.act(&mut data, last);
-        let first = one.keys.own()[0].clone();
+        let first = Arc::clone(&one.keys.own()[0]);
         let entry: Entry = serde_json::from_str(&data[&format!("{PREFIX}{}", first.kid())]).unwrap();
         assert_eq!(humantime::parse_rfc3339(&entry.until).unwrap(), first.not_after);
         assert!(!one.act(&mut data, last), "it can't be put off any further");
@@ -295,7 +298,11 @@ mod tests {
             one.act(&mut data, hours(0));
             let plan = one.plan(&data, hours(0));
             assert_eq!((plan.others.len(), roots(&data)), (0, 1), "{text}");
-            assert!(plan.unusable[0].starts_with(&key) && plan.unusable[0].contains(why), "{:?}", plan.unusable);
+            assert!(
+                plan.unusable[0].starts_with(&key) && plan.unusable[0].contains(why),
+                "{:?}",
+                plan.unusable
+            );
             assert_eq!(data[&key], text, "a newer version may have written it");
         }
         // Fields that a newer version adds are no trouble.
