@@ -44,21 +44,36 @@ pub struct Processor {
     threads: BTreeMap<String, Duration>,
     /// Of the process, threads that have ended included, in ticks of 10 ms.
     ticks: Duration,
+    /// Time its threads were ready to run and had no processor.
+    waited: Duration,
+    /// How often its threads were given a processor.
+    turns: u64,
 }
 
 impl Processor {
     /// Of a process.
     pub fn of(process: &Process) -> Result<Self> {
         let mut threads = BTreeMap::new();
+        let (mut waited, mut turns) = (0, 0);
         for thread in fs::read_dir(format!("/proc/{}/task", process.pid()))? {
             let thread = thread?;
             // One that has ended since the directory was read.
             let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
-            let nanoseconds = text.split(' ').next().context("time on a processor")?.parse()?;
+            let mut numbers = text.split_whitespace().map(str::parse::<u64>);
+            let mut next = |what: &'static str| numbers.next().context(what)?.context(what);
+            let nanoseconds = next("time on a processor")?;
+            waited += next("time waiting for one")?;
+            turns += next("times given one")?;
             let name = thread.file_name().to_string_lossy().into_owned();
             threads.insert(name, Duration::from_nanos(nanoseconds));
         }
-        Ok(Self { threads, ticks: cpu_time(process.pid())? })
+        Ok(Self { threads, ticks: cpu_time(process.pid())?, waited: Duration::from_nanos(waited), turns })
+    }
+
+    /// Time spent ready to run without a processor, and turns on one, since `earlier`. These are the machine's doing:
+    /// how long a turn is waited for depends on who else is there.
+    pub(super) fn waits_since(&self, earlier: &Self) -> (Duration, u64) {
+        (self.waited.saturating_sub(earlier.waited), self.turns.saturating_sub(earlier.turns))
     }
 
     /// Used since `earlier`: by the scheduler's count, or by ticks where a thread took its count with it.
@@ -95,6 +110,8 @@ mod tests {
         let at = |threads: &[(&str, u64)], ticks| Processor {
             threads: threads.iter().map(|&(name, ns)| (name.to_owned(), Duration::from_nanos(ns))).collect(),
             ticks: Duration::from_millis(ticks),
+            waited: Duration::ZERO,
+            turns: 0,
         };
         let earlier = at(&[("1", 100), ("2", 50)], 10);
         assert_eq!(at(&[("1", 150), ("2", 60), ("3", 5)], 30).since(&earlier), Duration::from_nanos(65));
