@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::kubernetes::ApiArgs;
+use crate::kubernetes::duties::ClusterArgs;
 use crate::log::LogArgs;
 use crate::spiffe::TrustDomain;
 use crate::store::config::StoreConfig;
@@ -37,6 +38,9 @@ pub struct RunArgs {
     /// The API server; nothing is asked of it unless another flag needs it
     #[command(flatten)]
     pub api: ApiArgs,
+    /// What the agent does in its cluster beside filling volumes
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// File with the agent's own pod-bound service account token; read again when it changes
     #[arg(long, env = "COUNTERSIGN_AGENT_TOKEN")]
     pub agent_token: PathBuf,

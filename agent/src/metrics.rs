@@ -12,13 +12,14 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::files::Change;
-use crate::identity::{Identity, JwtSvid, Token, Workload};
+use crate::identity::{Identity, JwtSvid, Roots, Token, Workload};
 use crate::sources::{Ask, Sources};
 use crate::store::{Answer, Held, vault};
 use crate::turn::Turned;
@@ -243,5 +244,9 @@ impl<S: Sources> Sources for Measured<S> {
 
     fn reached(&self) -> Result<(), String> {
         self.sources.reached()
+    }
+
+    fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        self.sources.roots()
     }
 }

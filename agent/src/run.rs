@@ -8,6 +8,7 @@ use anyhow::Context;
 use countersign_proto::agent::{AGENT_SOCKET, MAILBOX_SOCKET, STATUS_SOCKET};
 use futures_util::future::join_all;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -18,8 +19,9 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{ConfigFile, RunArgs};
 use crate::identity::embedded::{self, Embedded};
-use crate::identity::{self, Identity, JwtSvid, Token, Workload};
+use crate::identity::{self, Identity, JwtSvid, Roots, Token, Workload};
 use crate::keeper::Keeper;
+use crate::kubernetes::duties::Duties;
 use crate::kubernetes::{ApiArgs, ObjectName, Resource};
 use crate::mailbox::Mailbox;
 use crate::metrics::{Measured, Metrics};
@@ -73,6 +75,10 @@ impl Sources for Configured {
     fn reached(&self) -> Result<(), String> {
         self.identity.reached()
     }
+
+    fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        self.identity.roots()
+    }
 }
 
 /// Runs the agent until `shutdown`. Files in volumes stay as they are.
@@ -86,6 +92,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         issuer_bundle,
         bundle_configmap,
         api,
+        cluster,
         agent_token,
         audience,
         driver_uid,
@@ -108,7 +115,9 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
 
     let sources = Measured::new(Audited(Configured { identity, stores }), Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
+    let duties = Duties::new(&cluster, &api, clock)?;
     let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::clone(&metrics));
+    let keeper = keeper.telling(duties.recorder.clone());
     let reaching = Arc::clone(&world);
 
     let listener =
@@ -137,12 +146,13 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
             }
         }
     };
-    let (kept, letters, served, administered, ()) = tokio::join!(
+    let (kept, letters, served, administered, (), ()) = tokio::join!(
         ending(keeper.run(shutdown.clone()), ends("keeper")),
         ending(mailbox.serve(&mailbox_socket, driver_uid, shutdown.clone()), ends("mailbox")),
         ending(service.serve(&agent_socket, driver_uid, shutdown.clone()), ends("service")),
         ending(admin.serve(listener, shutdown.clone()), ends("http")),
         reaching.sources.run(&shutdown),
+        duties.run(&shutdown),
     );
     let () = kept;
     letters.with_context(|| in_link(&mailbox_socket))?;

@@ -2,10 +2,11 @@
 
 use std::future::Future;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-use crate::identity::{Identity, JwtSvid, Token, Workload};
+use crate::identity::{Identity, JwtSvid, Roots, Token, Workload};
 use crate::request::Source;
 use crate::store::{Answer, Held};
 
@@ -73,4 +74,7 @@ pub trait Sources: Send + Sync + 'static {
 
     /// Whether the source of identities was reached when that was last tried; else why not.
     fn reached(&self) -> Result<(), String>;
+
+    /// The roots of the trust domain as they change; nothing where only a new SVID brings them.
+    fn roots(&self) -> Option<watch::Receiver<Roots>>;
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-use crate::identity::{Identity, JwtSvid, Token, Workload, X509Svid};
+use crate::identity::{Identity, JwtSvid, Roots, Token, Workload, X509Svid};
 use crate::secret::{Node, Secret};
 use crate::sources::{Ask, Caller, Sources};
 use crate::spiffe::SpiffeId;
@@ -56,6 +56,7 @@ pub(crate) struct FakeSources {
     fresh: Mutex<Option<Fresh>>,
     panics: AtomicUsize,
     pub(crate) clock: Mutex<Option<crate::clock::Clock>>,
+    pub(crate) roots: tokio::sync::watch::Sender<Roots>,
     reads: AtomicUsize,
     signed: AtomicUsize,
     minted: AtomicUsize,
@@ -139,6 +140,10 @@ impl Sources for FakeSources {
         let (now, life) = (self.wall(), Duration::from_secs(300));
         let token = Secret::from(format!("jwt {serial} for {audience}"));
         Ok(JwtSvid { token, expires: now + life, renew_at: now + life / 2 })
+    }
+
+    fn roots(&self) -> Option<tokio::sync::watch::Receiver<Roots>> {
+        Some(self.roots.subscribe())
     }
 
     async fn fetch(&self, ask: Ask<'_>, _: &mut Option<Held>) -> Result<Answer, Error> {

@@ -53,6 +53,9 @@ pub(super) async fn identity<S: Sources>(
     if identity.renew_at > wall {
         due.at(world.clock.instant_of(identity.renew_at));
     }
+    // A root that came since: peers show SVIDs by it before this one is renewed.
+    let roots = world.sources.roots().map(|roots| Arc::clone(&roots.borrow()));
+    let identity = roots.and_then(|roots| identity.beside(&roots, wall)).map_or(identity, Arc::new);
     volume.identity = Some(Arc::clone(&identity));
     Ok(identity)
 }

@@ -338,7 +338,8 @@ impl<M: Mint> Reading<'_, M> {
         let wrapped = self.wanted.wrap.is_some();
         let raw = if wrapped { envelope.wrap_info } else { envelope.data };
         let Some(raw) = raw else {
-            return Err(question.not_found(format!(
+            // Not "not found": that is for the server to say, and files may be wiped on its word.
+            return Err(question.unusable(format!(
                 "the server's answer ({}) holds no {}",
                 reply.status.as_u16(),
                 if wrapped { "wrapping token" } else { "data" }

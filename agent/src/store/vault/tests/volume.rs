@@ -4,10 +4,11 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
 
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 use super::*;
 use crate::cache::Cache;
-use crate::identity::{Token, Workload};
+use crate::identity::{Roots, Token, Workload};
 use crate::keeper::{Handle, Keeper};
 use crate::request::Request;
 use crate::sources::Sources;
@@ -51,6 +52,10 @@ impl Sources for Real {
 
     fn reached(&self) -> Result<(), String> {
         Ok(())
+    }
+
+    fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        None
     }
 }
 
