@@ -1,8 +1,11 @@
 //! Who read what: one line for each question to a store, with the store's own name for the request, by which the
 //! store's audit log has the other half of it. Names of fields, never a value.
 
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
 use crate::Error;
-use crate::identity::{Identity, JwtSvid, Token, Workload};
+use crate::identity::{Identity, JwtSvid, Roots, Token, Workload};
 use crate::log::AUDIT;
 use crate::secret::Node;
 use crate::sources::{Ask, Sources};
@@ -44,6 +47,18 @@ impl<S: Sources> Sources for Audited<S> {
             Err(error) => line(&ask, error.label(), None),
         }
         result
+    }
+
+    async fn run(&self, shutdown: &CancellationToken) {
+        self.0.run(shutdown).await;
+    }
+
+    fn reached(&self) -> Result<(), String> {
+        self.0.reached()
+    }
+
+    fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        self.0.roots()
     }
 }
 

@@ -7,6 +7,7 @@ pub mod cache;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod explain;
 pub mod files;
 pub mod hardening;
 pub mod identity;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use countersign_agent::clock::Clock;
 use countersign_agent::config::RunArgs;
+use countersign_agent::explain;
 use countersign_agent::issuer::config::Args as IssuerArgs;
 use countersign_agent::log::{self, LogArgs};
 use countersign_agent::store::sops::command::Args as SopsArgs;
@@ -38,6 +39,8 @@ enum Role {
     },
     /// Make keys and files for a `sops` store
     Sops(SopsArgs),
+    /// Say what the pods of a manifest come to: identity, role, files, and the policy they need. Nobody is asked
+    Explain(explain::Args),
 }
 
 fn main() -> ExitCode {
@@ -60,7 +63,7 @@ fn start(role: Role) -> anyhow::Result<()> {
     let log = match &role {
         Role::Run(args) => Some((&args.log, args.audit)),
         Role::Issuer { log, .. } => Some((log, false)),
-        Role::Sops(_) => None,
+        Role::Sops(_) | Role::Explain(_) => None,
     };
     if let Some((log, audit)) = log {
         log::start(log, audit)?;
@@ -80,6 +83,7 @@ fn start(role: Role) -> anyhow::Result<()> {
                 .await
             }
             Role::Sops(args) => Ok(countersign_agent::store::sops::command::run(args)?),
+            Role::Explain(args) => explain::run(&args),
         }
     })
 }

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::Error;
-use crate::identity::{Identity, JwtSvid, Token, Workload, X509Svid};
+use crate::identity::{Identity, JwtSvid, Roots, Token, Workload, X509Svid};
 use crate::secret::{Node, Secret};
 use crate::sources::{Ask, Caller, Sources};
 use crate::spiffe::SpiffeId;
@@ -54,6 +56,7 @@ pub(crate) struct FakeSources {
     fresh: Mutex<Option<Fresh>>,
     panics: AtomicUsize,
     pub(crate) clock: Mutex<Option<crate::clock::Clock>>,
+    pub(crate) roots: tokio::sync::watch::Sender<Roots>,
     reads: AtomicUsize,
     signed: AtomicUsize,
     minted: AtomicUsize,
@@ -139,6 +142,10 @@ impl Sources for FakeSources {
         Ok(JwtSvid { token, expires: now + life, renew_at: now + life / 2 })
     }
 
+    fn roots(&self) -> Option<tokio::sync::watch::Receiver<Roots>> {
+        Some(self.roots.subscribe())
+    }
+
     async fn fetch(&self, ask: Ask<'_>, _: &mut Option<Held>) -> Result<Answer, Error> {
         let source = ask.source;
         if !ask.alone && self.apart.lock().unwrap().contains(&*source.path) {
@@ -166,5 +173,13 @@ impl Sources for FakeSources {
         let document = Arc::new(Node::Text(Secret::from(value.clone())));
         let fresh = self.fresh.lock().unwrap().unwrap_or(Fresh::AsAsked);
         Ok(Answer::Secret(Fetched { document, version: value, fresh, request_id: None }))
+    }
+
+    async fn run(&self, shutdown: &CancellationToken) {
+        shutdown.cancelled().await;
+    }
+
+    fn reached(&self) -> Result<(), String> {
+        Ok(())
     }
 }

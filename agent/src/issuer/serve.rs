@@ -226,7 +226,7 @@ async fn upkeep(
 ) {
     let mut unwritten = false;
     let mut revisions = keys.revisions();
-    let mut revision = *revisions.borrow_and_update();
+    let mut roots = keys.roots();
     loop {
         let next = keys.next_change().map(|at| config.clock.instant_of(at));
         let look = config.clock.now() + UPKEEP;
@@ -240,10 +240,11 @@ async fn upkeep(
         if let Err(error) = keys.advance(now) {
             tracing::error!(%error, "the next root could not be made");
         }
-        let latest = *revisions.borrow_and_update();
-        if revision != latest {
-            revision = latest;
-            tracing::info!(roots = keys.roots().len(), "the bundle changed");
+        revisions.mark_unchanged();
+        let latest = keys.roots();
+        if roots != latest {
+            tracing::info!(roots = latest.len(), "the bundle changed");
+            roots = latest;
             unwritten = true;
         }
         if unwritten {

@@ -6,10 +6,10 @@
 //! a minute. What finds no place is left out; the metrics have it all the same.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
-use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -59,10 +59,10 @@ impl Reason {
 
 /// Something to be told of a pod.
 #[derive(Debug)]
-struct Note {
-    workload: Workload,
-    reason: Reason,
-    message: String,
+pub(crate) struct Note {
+    pub(crate) workload: Workload,
+    pub(crate) reason: Reason,
+    pub(crate) message: String,
 }
 
 /// Takes events; never waits and never fails.
@@ -74,6 +74,13 @@ impl Recorder {
     #[must_use]
     pub fn off() -> Self {
         Self(None)
+    }
+
+    /// One whose notes a test reads.
+    #[cfg(test)]
+    pub(crate) fn pair() -> (Self, mpsc::Receiver<Note>) {
+        let (tell, told) = mpsc::channel(QUEUE);
+        (Self(Some(tell)), told)
     }
 
     /// Tells `message` of a pod. It must hold no secret.

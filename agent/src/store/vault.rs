@@ -11,6 +11,7 @@ mod answer;
 mod client;
 pub mod config;
 mod document;
+pub mod explain;
 mod lease;
 mod login;
 mod meters;

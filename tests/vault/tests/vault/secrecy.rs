@@ -24,11 +24,7 @@ pub(crate) fn cases() -> Vec<Case> {
 const SECRET: &str = "CANARY-8b1f02d7";
 
 async fn nothing_secret_is_where_it_must_not_be() -> Result<()> {
-    let node = Setup {
-        log_level: "trace",
-        agent_arguments: vec!["--audit".into(), "on".into()],
-        ..Setup::default()
-    };
+    let node = Setup { log_level: "trace", agent_arguments: vec!["--audit".into()], ..Setup::default() };
     in_world(Plan { node, database: true, ..Plan::default() }, async |world| {
         permit(world, &["kv/*"]).await?;
         let root = world.vault.root();

@@ -44,6 +44,18 @@ impl Sources for Real {
     async fn fetch(&self, ask: Ask<'_>, held: &mut Option<Held>) -> Result<Answer, Error> {
         self.store.fetch(&self.mint, ask, held).await
     }
+
+    async fn run(&self, shutdown: &CancellationToken) {
+        self.store.run(shutdown.clone()).await;
+    }
+
+    fn reached(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn roots(&self) -> Option<tokio::sync::watch::Receiver<crate::identity::Roots>> {
+        self.identities.roots()
+    }
 }
 
 /// Runs `work` beside a keeper and the store's own work, and ends both after it.
