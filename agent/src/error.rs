@@ -44,6 +44,15 @@ pub enum Error {
         /// Who was refused, by what, and what would allow it.
         problem: String,
     },
+    /// The store does not let this identity in at all. That may be the store's own trouble, such as keys it has not fetched
+    /// anew, so it says nothing about the secret.
+    #[error("{reference}: {problem}")]
+    LoginRefused {
+        /// The reference as the pod wrote it, without options.
+        reference: String,
+        /// Who was refused, why, and what would help.
+        problem: String,
+    },
     /// The store holds something that cannot be used: a wrong MAC, a missing key, a broken file.
     #[error("store {store}: {problem}")]
     Unusable {
@@ -132,7 +141,9 @@ impl Error {
         match self {
             Self::Request { .. } | Self::Template { .. } => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
-            Self::Denied { .. } | Self::IdentityRefused { .. } => Code::PermissionDenied,
+            Self::Denied { .. } | Self::LoginRefused { .. } | Self::IdentityRefused { .. } => {
+                Code::PermissionDenied
+            }
             Self::Unusable { .. } | Self::TooLarge { .. } => Code::FailedPrecondition,
             Self::Unauthenticated { .. } => Code::Unauthenticated,
             Self::StoreUnavailable { .. }
@@ -170,6 +181,7 @@ impl Error {
             Self::Template { .. } => "template",
             Self::NotFound { .. } => "not_found",
             Self::Denied { .. } => "denied",
+            Self::LoginRefused { .. } => "login_refused",
             Self::Unusable { .. } => "unusable",
             Self::StoreUnavailable { .. } => "store_unavailable",
             Self::Unauthenticated { .. } => "unauthenticated",

@@ -121,7 +121,7 @@ async fn until_refused(
             _ => not_offered(),
         }
     };
-    let served = serving::serve(listener, services, ended.clone());
+    let conversations = serving::serve(listener, services, ended.clone());
     let mut refused = false;
     let watched = async {
         loop {
@@ -135,7 +135,7 @@ async fn until_refused(
             }
         }
     };
-    tokio::join!(served, watched);
+    tokio::join!(conversations, watched);
     refused
 }
 
