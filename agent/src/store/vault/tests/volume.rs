@@ -4,10 +4,11 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
 
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 use super::*;
 use crate::cache::Cache;
-use crate::identity::{Token, Workload};
+use crate::identity::{Roots, Token, Workload};
 use crate::keeper::{Handle, Keeper};
 use crate::request::Request;
 use crate::sources::Sources;
@@ -53,8 +54,8 @@ impl Sources for Real {
         Ok(())
     }
 
-    fn roots(&self) -> Option<tokio::sync::watch::Receiver<crate::identity::Roots>> {
-        self.identities.roots()
+    fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        None
     }
 }
 
