@@ -114,10 +114,10 @@ async fn until_refused(
 ) -> bool {
     standing.mark_unchanged();
     let ended = stop.child_token();
-    let server = RegistrationServer::new(service);
+    let registrar = RegistrationServer::new(service);
     let services = move |request: http::Request<Incoming>| -> Answer {
         match service_of(&request) {
-            RegistrationServer::<Service>::NAME => server.clone().call(request),
+            RegistrationServer::<Service>::NAME => registrar.clone().call(request),
             _ => not_offered(),
         }
     };
