@@ -35,3 +35,21 @@ pub mod agent {
 pub mod issuer {
     tonic::include_proto!("countersign.issuer.v1");
 }
+
+/// The SPIFFE Workload API, whose published service has no package.
+pub mod workload {
+    tonic::include_proto!("_");
+}
+
+/// The SPIFFE Broker API.
+pub mod broker {
+    tonic::include_proto!("spiffe.broker");
+
+    /// How a [`KubernetesObjectReference`] is called in a [`WorkloadReference`].
+    pub const KUBERNETES_OBJECT: &str = "type.googleapis.com/spiffe.broker.KubernetesObjectReference";
+}
+
+/// SPIRE's Delegated Identity API.
+pub mod delegated {
+    tonic::include_proto!("spire.api.agent.delegatedidentity.v1");
+}
