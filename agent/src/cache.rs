@@ -26,6 +26,9 @@ const BULKHEAD: usize = 16;
 const READ_LIMIT: Duration = Duration::from_secs(20);
 /// First and longest pause after a failed read.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How often in a row a store has to say that a secret is gone or denied before it is believed: a file that is being
+/// replaced, or a policy that is being edited, is back at the next look.
+const CERTAIN: u32 = 2;
 /// A store's `Retry-After` is obeyed up to this.
 const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(3600);
 
@@ -70,6 +73,8 @@ struct Good {
 struct Failure {
     error: Error,
     attempts: u32,
+    /// How many of the last attempts, in a row, met a withdrawal.
+    withdrawals: u32,
     retry_at: Instant,
 }
 
@@ -82,6 +87,8 @@ pub struct Look {
     pub version: String,
     /// Why it is not fresh, when it is not.
     pub trouble: Option<Error>,
+    /// The trouble is that the secret is gone or denied, and the store has said so more than once.
+    pub withdrawn: bool,
     /// When the last good answer was read.
     pub read_at: Option<Instant>,
     /// When to ask again.
@@ -219,8 +226,10 @@ impl State {
             }
             Err(error) => {
                 let attempts = self.failure.as_ref().map_or(0, |failure| failure.attempts) + 1;
+                let before = self.failure.as_ref().map_or(0, |failure| failure.withdrawals);
+                let withdrawals = if error.is_withdrawal() { before.saturating_add(1) } else { 0 };
                 let pause = pause(&error, attempts).mul_f64(self.jitter);
-                self.failure = Some(Failure { error, attempts, retry_at: now + pause });
+                self.failure = Some(Failure { error, attempts, withdrawals, retry_at: now + pause });
             }
         }
     }
@@ -230,6 +239,7 @@ impl State {
             document: self.good.as_ref().map(|good| Arc::clone(&good.document)),
             version: self.good.as_ref().map(|good| good.version.clone()).unwrap_or_default(),
             trouble: self.failure.as_ref().map(|failure| failure.error.clone()),
+            withdrawn: self.failure.as_ref().is_some_and(|failure| failure.withdrawals >= CERTAIN),
             read_at: self.good.as_ref().map(|good| good.read_at),
             due: self.due(max_age).unwrap_or(now),
         }

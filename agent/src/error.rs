@@ -109,6 +109,11 @@ pub enum Error {
         /// The limit.
         limit: Duration,
     },
+    /// A fault of the agent's own: a turn panicked. The log has where; what was at hand is not told.
+    #[error(
+        "a fault in the agent ended this attempt; it is tried again, and the agent's log says where it happened"
+    )]
+    Fault,
     /// The volume was forgotten while it was being filled.
     #[error("the volume was unpublished meanwhile")]
     Forgotten,
@@ -135,6 +140,7 @@ impl Error {
             | Self::NoDirectory
             | Self::ShuttingDown => Code::Unavailable,
             Self::Deadline { .. } => Code::DeadlineExceeded,
+            Self::Fault => Code::Internal,
             Self::Forgotten => Code::Aborted,
             Self::Directory { kind, .. } => match *kind {
                 rustix::io::Errno::NOSPC | rustix::io::Errno::MFILE | rustix::io::Errno::NFILE => {
@@ -143,6 +149,12 @@ impl Error {
                 _ => Code::Internal,
             },
         }
+    }
+
+    /// Whether the store has said for certain that this identity has no such secret, or none any more.
+    #[must_use]
+    pub fn is_withdrawal(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::Denied { .. })
     }
 
     /// A wrong request, by the key that is wrong.
@@ -167,6 +179,7 @@ impl Error {
             Self::Directory { .. } => "directory",
             Self::NoDirectory => "no_directory",
             Self::Deadline { .. } => "deadline",
+            Self::Fault => "fault",
             Self::Forgotten => "forgotten",
             Self::ShuttingDown => "shutting_down",
         }

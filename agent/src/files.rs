@@ -112,6 +112,11 @@ impl Directory {
         Ok(directory)
     }
 
+    /// The same directory, as if it had come just now.
+    pub(crate) fn reopen(self, now: Instant) -> Result<Self, Error> {
+        Self::open(&self.root, self.capacity, now)
+    }
+
     /// Makes the volume hold `set`, and nothing else.
     ///
     /// # Errors

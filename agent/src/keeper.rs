@@ -17,13 +17,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::DelayQueue;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::Error;
 use crate::files::Change;
 use crate::metrics::Metrics;
 use crate::sources::Sources;
-use crate::turn::{Turned, World, turn};
+use crate::turn::{Turned, World, unbroken};
 use crate::volume::{News, Publish, Volume, VolumeId};
 
 /// Owns the volumes; [`Keeper::run`] is its life.
@@ -35,8 +35,6 @@ pub struct Keeper<S> {
     slots: HashMap<VolumeId, Slot>,
     timers: DelayQueue<VolumeId>,
     turns: JoinSet<(Volume, Turned)>,
-    /// Which volume a running turn belongs to: a turn that panicked cannot say.
-    running: HashMap<tokio::task::Id, VolumeId>,
 }
 
 impl<S: Sources> Keeper<S> {
@@ -51,7 +49,6 @@ impl<S: Sources> Keeper<S> {
             slots: HashMap::new(),
             timers: DelayQueue::new(),
             turns: JoinSet::new(),
-            running: HashMap::new(),
         };
         (keeper, Handle::new(outbox))
     }
@@ -62,13 +59,12 @@ impl<S: Sources> Keeper<S> {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                Some(ended) = self.turns.join_next_with_id(), if !self.turns.is_empty() => match ended {
-                    Ok((task, (volume, turned))) => {
-                        self.running.remove(&task);
+                Some(ended) = self.turns.join_next_with_id(), if !self.turns.is_empty() => {
+                    // One that was aborted has nothing to say: its volume was forgotten.
+                    if let Ok((task, (volume, turned))) = ended {
                         self.turned(task, volume, turned);
                     }
-                    Err(failed) => self.broken(&failed),
-                },
+                }
                 Some(due) = self.timers.next(), if !self.timers.is_empty() => {
                     let id = due.into_inner();
                     if let Some(slot) = self.slots.get_mut(&id) {
@@ -165,10 +161,9 @@ impl<S: Sources> Keeper<S> {
         }
         let world = Arc::clone(&self.world);
         let handle = self.turns.spawn(async move {
-            let turned = turn(&mut volume, &world).await;
+            let turned = unbroken(&mut volume, &world).await;
             (volume, turned)
         });
-        self.running.insert(handle.id(), id.clone());
         slot.turning = Some(handle);
     }
 
@@ -212,18 +207,6 @@ impl<S: Sources> Keeper<S> {
         }
     }
 
-    /// A turn that panicked took its volume along. The pod keeps its files; the driver is told at the next
-    /// republish that no directory is held, and hands one over again.
-    fn broken(&mut self, failed: &tokio::task::JoinError) {
-        let Some(id) = self.running.remove(&failed.id()) else { return };
-        if failed.is_panic() {
-            error!(volume_id = %id, "BUG: a turn panicked; the volume's files stay as they are");
-            if let Some(slot) = self.slots.remove(&id) {
-                slot.answer(&Err(Error::NoDirectory));
-            }
-        }
-    }
-
     fn forget(&mut self, id: &VolumeId, wipe: bool) {
         let Some(mut slot) = self.slots.remove(id) else { return };
         if let Some(timer) = &slot.timer {
@@ -231,7 +214,6 @@ impl<S: Sources> Keeper<S> {
         }
         if let Some(turning) = &slot.turning {
             turning.abort();
-            self.running.remove(&turning.id());
         }
         if let Some(directory) = slot.volume.as_mut().and_then(|volume| volume.directory.take())
             && wipe
@@ -248,14 +230,18 @@ fn note(volume: &mut Volume, turned: &Turned) {
     let label = turned.trouble.as_ref().map(Error::label);
     let (volume_id, pod) = (&volume.id, &volume.workload);
     match (&turned.trouble, volume.trouble) {
+        (Some(error), _) if !volume.established && turned.result.is_ok() => {
+            warn!(%volume_id, %pod, %error, "the pod starts with secrets as the node read them last (stale-ok)");
+        }
         (Some(error), before) if before != label => warn!(
-            %volume_id, %pod, %error, files_kept = volume.established, "the volume could not be brought up to date"
+            %volume_id, %pod, %error, files_kept = volume.established, left_out = turned.left_out,
+            "the volume could not be brought up to date"
         ),
         (None, Some(before)) => info!(%volume_id, %pod, was = before, "the volume is up to date again"),
         _ => debug!(%volume_id, %pod, ok = turned.result.is_ok(), "turn"),
     }
     if let Ok(Change::Replaced { files, bytes, .. }) = &turned.result {
-        info!(%volume_id, %pod, files, bytes, "files written");
+        info!(%volume_id, %pod, files, bytes, left_out = turned.left_out, "files written");
     }
     volume.trouble = label;
 }

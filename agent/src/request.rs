@@ -26,6 +26,22 @@ pub struct Request {
     pub files: Vec<FileSpec>,
     /// How long a plain secret is good for before it is looked at again.
     pub refresh: Duration,
+    /// What becomes of files whose secret is withdrawn or whose identity has ended.
+    pub on_revoked: OnRevoked,
+    /// Whether a pod may start with a secret that another pod of the same identity has been given, while the store
+    /// does not answer.
+    pub stale_ok: bool,
+}
+
+/// What becomes of a file when its secret was deleted, or access to it withdrawn, or when the SVID in it has ended
+/// without a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnRevoked {
+    /// It stays as it was last: what runs goes on running.
+    #[default]
+    Keep,
+    /// It is removed, and comes back when it can be had again.
+    Wipe,
 }
 
 /// One file.

@@ -39,6 +39,7 @@ pub(crate) struct FakeSources {
     identity_failure: Mutex<Option<Error>>,
     delay: Mutex<Duration>,
     hanging: Mutex<HashSet<String>>,
+    panics: AtomicUsize,
     pub(crate) clock: Mutex<Option<crate::clock::Clock>>,
     reads: AtomicUsize,
     signed: AtomicUsize,
@@ -48,6 +49,10 @@ pub(crate) struct FakeSources {
 impl FakeSources {
     pub(crate) fn put(&self, path: &str, value: &str) {
         self.secrets.lock().unwrap().insert(path.to_owned(), value.to_owned());
+    }
+
+    pub(crate) fn remove(&self, path: &str) {
+        self.secrets.lock().unwrap().remove(path);
     }
 
     pub(crate) fn fail(&self, error: Error) {
@@ -68,6 +73,11 @@ impl FakeSources {
 
     pub(crate) fn hang(&self, store: &str) {
         self.hanging.lock().unwrap().insert(store.to_owned());
+    }
+
+    /// The next `times` reads panic.
+    pub(crate) fn panic(&self, times: usize) {
+        self.panics.store(times, Ordering::SeqCst);
     }
 
     pub(crate) fn reads(&self) -> usize {
@@ -111,6 +121,11 @@ impl Sources for FakeSources {
         self.reads.fetch_add(1, Ordering::SeqCst);
         let delay = *self.delay.lock().unwrap();
         tokio::time::sleep(delay).await;
+        let left = self.panics.load(Ordering::SeqCst);
+        if left > 0 {
+            self.panics.store(left - 1, Ordering::SeqCst);
+            panic!("as the test told");
+        }
         let hangs = self.hanging.lock().unwrap().contains(&*source.store);
         if hangs {
             std::future::pending::<()>().await;

@@ -2,24 +2,30 @@
 //!
 //! First publish, refresh, rotation, retry and republish all are a turn; they differ only in why it ran.
 
+mod compose;
+mod identify;
+
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use rand::Rng;
 use tokio::time::Instant;
+use tracing::error;
 
 use crate::Error;
-use crate::cache::{Cache, Look, pause};
+use crate::cache::{Cache, Look};
 use crate::clock::Clock;
-use crate::files::{Change, FileSet, default_mode};
-use crate::identity::{Identity, JwtSvid};
-use crate::render::{Rendered, render};
+use crate::files::{Change, FileSet};
 use crate::request::{Content, Reference, Source};
 use crate::secret::Node;
 use crate::sources::Sources;
-use crate::volume::{Inputs, Retry, Volume};
+use crate::volume::{Inputs, Volume};
+use compose::{Composed, ages, compose, lapsed};
+use identify::{identity, jwts};
 
 /// How long the files of one volume may be waited for: kubelet gives two minutes, the driver a minute and a half.
 const LIMIT: Duration = Duration::from_secs(75);
@@ -49,6 +55,8 @@ pub struct Turned {
     pub result: Result<Change, Error>,
     /// Why something is not as fresh as it should be.
     pub trouble: Option<Error>,
+    /// How many files the volume lacks because what they are made from was withdrawn, and the pod wants it so.
+    pub left_out: usize,
     /// When the next turn is due.
     pub due: Instant,
 }
@@ -70,8 +78,28 @@ struct Gathered {
     trouble: Option<Error>,
 }
 
+/// Takes `volume` through one turn, and through a panic in it: then everything it knew is forgotten but what it is to
+/// hold and where, and it comes again as after any other trouble. Its files stay as they are.
+pub async fn unbroken<S: Sources>(volume: &mut Volume, world: &World<S>) -> Turned {
+    // Safe to unwind through, for nothing that the turn may have left half done is looked at again.
+    if let Ok(turned) = AssertUnwindSafe(turn(volume, world)).catch_unwind().await {
+        return turned;
+    }
+    error!(volume_id = %volume.id, pod = %volume.workload, "BUG: a turn panicked; its volume begins anew");
+    volume.begin_anew(world.clock.now());
+    let due = world.clock.now() + failed(volume);
+    Turned { result: Err(Error::Fault), trouble: Some(Error::Fault), left_out: 0, due }
+}
+
+/// Counts a failed turn; how long to wait for the next.
+fn failed(volume: &mut Volume) -> Duration {
+    volume.failures = volume.failures.saturating_add(1);
+    let (first, longest) = WRITE_RETRY;
+    first.saturating_mul(1 << (volume.failures - 1).min(16)).min(longest).mul_f64(jitter())
+}
+
 /// Takes `volume` through one turn.
-pub async fn turn<S: Sources>(volume: &mut Volume, world: &World<S>) -> Turned {
+async fn turn<S: Sources>(volume: &mut Volume, world: &World<S>) -> Turned {
     let mut due = Due(world.clock.now() + IDLE);
     let gathered = tokio::time::timeout(LIMIT, gather(volume, world, &mut due)).await.unwrap_or_else(|_| {
         Err(Error::Deadline { waiting_for: "its identity and secrets".to_owned(), limit: LIMIT })
@@ -81,14 +109,12 @@ pub async fn turn<S: Sources>(volume: &mut Volume, world: &World<S>) -> Turned {
             Some(files) => write(volume, world, files)?,
             None => Change::Unchanged,
         };
-        volume.written = Some(gathered.inputs);
-        Ok((change, gathered.trouble))
+        let lacking = volume.written.insert(gathered.inputs).lacking.as_ref();
+        let trouble = gathered.trouble.or_else(|| lacking.map(|lacking| lacking.error.clone()));
+        Ok((change, trouble))
     });
     if result.is_err() {
-        volume.failures = volume.failures.saturating_add(1);
-        let (first, longest) = WRITE_RETRY;
-        let doubled = first.saturating_mul(1 << (volume.failures - 1).min(16)).min(longest);
-        due.at(world.clock.now() + doubled.mul_f64(jitter()));
+        due.at(world.clock.now() + failed(volume));
     } else {
         volume.failures = 0;
     }
@@ -97,9 +123,11 @@ pub async fn turn<S: Sources>(volume: &mut Volume, world: &World<S>) -> Turned {
     {
         due.at(when);
     }
+    let lacking = volume.written.as_ref().and_then(|written| written.lacking.as_ref());
+    let (left_out, due) = (lacking.map_or(0, |lacking| lacking.files), due.0);
     match result {
-        Ok((change, trouble)) => Turned { result: Ok(change), trouble, due: due.0 },
-        Err(error) => Turned { trouble: Some(error.clone()), result: Err(error), due: due.0 },
+        Ok((change, trouble)) => Turned { result: Ok(change), trouble, left_out, due },
+        Err(error) => Turned { trouble: Some(error.clone()), result: Err(error), left_out, due },
     }
 }
 
@@ -111,33 +139,36 @@ fn write<S>(volume: &mut Volume, world: &World<S>, files: &FileSet) -> Result<Ch
 
 async fn gather<S: Sources>(volume: &mut Volume, world: &World<S>, due: &mut Due) -> Result<Gathered, Error> {
     let mut trouble = None;
-    let identity = identity(volume, world, due, &mut trouble).await?;
+    let identity = match identity(volume, world, due, &mut trouble).await {
+        Ok(identity) => identity,
+        Err(error) => {
+            let (files, inputs) = lapsed(volume, world.clock.wall(), &error).ok_or_else(|| error.clone())?;
+            return Ok(Gathered { files: Some(files), inputs, trouble: Some(error) });
+        }
+    };
     let jwts = jwts(volume, world, &identity, due, &mut trouble).await?;
-    let mut inputs = Inputs { secrets: HashMap::new(), identity, jwts };
+    let mut inputs = Inputs { secrets: HashMap::new(), identity, jwts, lacking: None };
     let mut wanted: Vec<_> = volume.request.references().chain(&volume.asked).cloned().collect();
     volume.asked.clear();
     for round in 0..ROUNDS {
-        look_up(volume, world, &mut inputs, &wanted, due, &mut trouble).await;
-        if round == 0 && volume.written.as_ref().is_some_and(|written| written.same(&inputs)) {
+        look_up(volume, world, &mut inputs, &wanted, due, &mut trouble).await?;
+        if let Some(written) = volume.written.as_ref()
+            && round == 0
+            && written.same(&inputs)
+            && !ages(volume, &inputs, world.clock.wall())
+        {
+            inputs.lacking.clone_from(&written.lacking);
             volume.asked = wanted.split_off(volume.request.references().count());
             return Ok(Gathered { files: None, inputs, trouble });
         }
-        wanted.clear();
-        let mut files = FileSet::default();
-        for spec in &volume.request.files {
-            match render(spec, &inputs, volume.capacity)? {
-                Rendered::File(content) => {
-                    let mode = spec.mode.unwrap_or_else(|| default_mode(volume.fs_group));
-                    files.insert(spec.path.clone(), content, mode);
-                }
-                Rendered::Omitted => {}
-                Rendered::Needs(references) => wanted.extend(references),
+        wanted = match compose(volume, &inputs, world.clock.wall())? {
+            Composed::Needs(references) => references,
+            Composed::Files(files, lacking) => {
+                inputs.lacking = lacking;
+                volume.entries.retain(|source, _| inputs.secrets.contains_key(source));
+                return Ok(Gathered { files: Some(files), inputs, trouble });
             }
-        }
-        if wanted.is_empty() {
-            volume.entries.retain(|source, _| inputs.secrets.contains_key(source));
-            return Ok(Gathered { files: Some(files), inputs, trouble });
-        }
+        };
         volume.asked.extend_from_slice(&wanted);
     }
     let key = volume
@@ -154,88 +185,6 @@ async fn gather<S: Sources>(volume: &mut Volume, world: &World<S>, due: &mut Due
     })
 }
 
-/// The volume's identity: renewed when due, the last one kept while it is valid.
-async fn identity<S: Sources>(
-    volume: &mut Volume,
-    world: &World<S>,
-    due: &mut Due,
-    trouble: &mut Option<Error>,
-) -> Result<Arc<Identity>, Error> {
-    let (now, wall) = (world.clock.now(), world.clock.wall());
-    let current = volume.identity.clone().filter(|identity| identity.x509.not_after > wall);
-    let resting = volume.identity_retry.as_ref().filter(|retry| retry.at > now);
-    let renewed = match (&current, resting) {
-        (Some(identity), _) if identity.renew_at > wall => Ok(Arc::clone(identity)),
-        (_, Some(retry)) => Err(retry.error.clone()),
-        (_, None) => {
-            world.sources.x509(&volume.workload, &volume.tokens, current.as_deref()).await.map(Arc::new)
-        }
-    };
-    let identity = match renewed {
-        Ok(identity) => {
-            volume.identity_retry = None;
-            identity
-        }
-        Err(error) => {
-            if resting.is_none() {
-                let attempts = volume.identity_retry.as_ref().map_or(0, |retry| retry.attempts) + 1;
-                let at = now + pause(&error, attempts).mul_f64(jitter());
-                volume.identity_retry = Some(Retry { error: error.clone(), attempts, at });
-            }
-            due.at(volume.identity_retry.as_ref().map_or(now, |retry| retry.at));
-            let Some(identity) = current else {
-                // Expired: no store is asked in its name any more, and no file of it is written.
-                volume.identity = None;
-                return Err(error);
-            };
-            trouble.get_or_insert(error);
-            identity
-        }
-    };
-    if identity.renew_at > wall {
-        due.at(world.clock.instant_of(identity.renew_at));
-    }
-    volume.identity = Some(Arc::clone(&identity));
-    Ok(identity)
-}
-
-/// One JWT-SVID for each audience the request names.
-async fn jwts<S: Sources>(
-    volume: &mut Volume,
-    world: &World<S>,
-    identity: &Identity,
-    due: &mut Due,
-    trouble: &mut Option<Error>,
-) -> Result<HashMap<String, Arc<JwtSvid>>, Error> {
-    let wall = world.clock.wall();
-    let mut jwts = HashMap::new();
-    for spec in &volume.request.files {
-        let Content::Jwt { audience } = &spec.content else { continue };
-        if jwts.contains_key(audience) {
-            continue;
-        }
-        let held = volume.jwts.get(audience).filter(|jwt| jwt.expires > wall).cloned();
-        let jwt = match held {
-            Some(jwt) if jwt.renew_at > wall => jwt,
-            held => match world.sources.jwt(&volume.workload, &volume.tokens, identity, audience).await {
-                Ok(jwt) => Arc::new(jwt),
-                Err(error) => {
-                    let Some(held) = held else { return Err(error) };
-                    due.at(world.clock.now() + pause(&error, volume.failures.max(3)).mul_f64(jitter()));
-                    trouble.get_or_insert(error);
-                    held
-                }
-            },
-        };
-        if jwt.renew_at > wall {
-            due.at(world.clock.instant_of(jwt.renew_at));
-        }
-        jwts.insert(audience.clone(), jwt);
-    }
-    volume.jwts.clone_from(&jwts);
-    Ok(jwts)
-}
-
 /// Asks the cache for everything `wanted` that is not among the `inputs` yet, all at once.
 async fn look_up<S: Sources>(
     volume: &mut Volume,
@@ -244,7 +193,7 @@ async fn look_up<S: Sources>(
     wanted: &[Reference],
     due: &mut Due,
     trouble: &mut Option<Error>,
-) {
+) -> Result<(), Error> {
     // One look for each source, as fresh as the most impatient of its references wants it.
     let mut ages = HashMap::<&Source, Duration>::new();
     for reference in wanted.iter().filter(|reference| !inputs.secrets.contains_key(&reference.source)) {
@@ -263,18 +212,32 @@ async fn look_up<S: Sources>(
         }
     });
     let looks = join_all(looks).await;
+    let mut doubtful = None;
     for (source, entry, look) in looks {
         volume.entries.insert(source.clone(), entry);
         due.at(look.due);
-        inputs.secrets.insert(source, settle(look, volume.established, trouble));
+        if volume.wipes() && look.document.is_none() && !look.withdrawn {
+            // Nothing is at hand that could stay, and nothing may go on a store's first word.
+            doubtful = doubtful.or_else(|| look.trouble.clone().filter(Error::is_withdrawal));
+        }
+        inputs.secrets.insert(source, settle(look, volume, trouble));
     }
+    doubtful.map_or(Ok(()), Err)
 }
 
-/// The last good answer serves a volume that has files already; a pod that is about to start waits for a fresh one.
-fn settle(look: Look, established: bool, trouble: &mut Option<Error>) -> Result<Arc<Node>, Error> {
+/// The last good answer serves a volume that has files already; a pod that is about to start waits for a fresh one,
+/// unless it says otherwise.
+fn settle(look: Look, volume: &Volume, trouble: &mut Option<Error>) -> Result<Arc<Node>, Error> {
+    let serves = |error: &Error| {
+        if volume.established {
+            !(look.withdrawn && volume.wipes())
+        } else {
+            volume.request.stale_ok && matches!(error, Error::StoreUnavailable { .. })
+        }
+    };
     match (look.document, look.trouble) {
         (Some(document), None) => Ok(document),
-        (Some(document), Some(error)) if established => {
+        (Some(document), Some(error)) if serves(&error) => {
             trouble.get_or_insert(error);
             Ok(document)
         }

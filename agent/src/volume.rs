@@ -12,7 +12,7 @@ use crate::cache::Entry;
 use crate::files::Directory;
 use crate::identity::{Identity, JwtSvid, Token, Workload};
 use crate::render::Material;
-use crate::request::{Reference, Request, Source};
+use crate::request::{OnRevoked, Reference, Request, Source};
 use crate::secret::Node;
 
 /// Kubelet's id of a volume.
@@ -88,11 +88,22 @@ pub struct Volume {
 }
 
 /// Everything that a volume's files are made from. Held, so that equal pointers mean equal contents.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Inputs {
     pub(crate) secrets: HashMap<Source, Result<Arc<Node>, Error>>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) jwts: HashMap<String, Arc<JwtSvid>>,
+    /// What the files made from this lack, by the pod's own wish, and why.
+    pub(crate) lacking: Option<Lacking>,
+}
+
+/// Files that were left out because what they are made from was withdrawn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lacking {
+    /// How many.
+    pub(crate) files: usize,
+    /// The first reason.
+    pub(crate) error: Error,
 }
 
 impl Inputs {
@@ -169,6 +180,24 @@ impl Volume {
             failures: 0,
         };
         (volume, News { tokens, directory, provisional })
+    }
+
+    /// Whether files of what was withdrawn are to be removed. Only from a pod that has them: one that is about to
+    /// start waits for all of its files.
+    pub(crate) fn wipes(&self) -> bool {
+        self.established && self.request.on_revoked == OnRevoked::Wipe
+    }
+
+    /// Forgets everything but what the volume is to hold, as whom, and where: what a turn that panicked left behind is
+    /// not to be built upon. Without a directory, if it cannot be looked through now, the driver sends another.
+    pub(crate) fn begin_anew(&mut self, now: Instant) {
+        self.directory = self.directory.take().and_then(|directory| directory.reopen(now).ok());
+        self.identity = None;
+        self.identity_retry = None;
+        self.jwts.clear();
+        self.entries.clear();
+        self.asked.clear();
+        self.written = None;
     }
 
     /// Takes in what a Publish brought. A descriptor that comes replaces the one held: the driver knows which

@@ -1,3 +1,5 @@
+mod policies;
+
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -341,6 +343,33 @@ async fn what_only_a_branch_asks_for_is_refreshed_too() {
     tokio::time::sleep(MINUTE * 2).await;
     assert_eq!(read(&dir, "t"), "");
     assert_eq!(scene.world.cache.len(), 1);
+    scene.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_panics_costs_neither_the_files_nor_the_refreshing() {
+    let (scene, dir) = (Scene::new(), directory());
+    let keys = [("svid.countersign.dev/x509", "c,k,b"), ("secret.countersign.dev/a", "s:a")];
+    scene.publish("v", "a", &keys, Some(dir.path())).await.unwrap();
+    scene.sources().panic(5);
+    scene.sources().put("a", "two");
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!((read(&dir, "a").as_str(), read(&dir, "k").is_empty()), ("one", false));
+    assert_eq!(scene.handle.reconcile(vec![VolumeId::from("v")]).await.unwrap(), [VolumeId::from("v")]);
+    // Nobody has to come with another token or directory.
+    tokio::time::sleep(MINUTE * 2).await;
+    assert_eq!(read(&dir, "a"), "two");
+    assert!((6..=10).contains(&scene.sources().reads()), "backoff, not a storm: {}", scene.sources().reads());
+    scene.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_turn_that_panics_is_answered_and_leaves_nothing() {
+    let (scene, dir) = (Scene::new(), directory());
+    scene.sources().panic(1);
+    let error = scene.publish("v", "a", SECRET, Some(dir.path())).await.unwrap_err();
+    assert_eq!((error.code(), std::fs::read_dir(dir.path()).unwrap().count()), (Code::Internal, 0));
+    scene.publish("v", "a", SECRET, Some(dir.path())).await.unwrap();
     scene.end().await;
 }
 

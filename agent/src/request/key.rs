@@ -9,7 +9,7 @@ const SVID: &str = "svid.countersign.dev";
 const PLAIN: &str = "countersign.dev";
 const DOMAINS: [&str; 5] = [SECRET, TEMPLATE, JWT, SVID, PLAIN];
 const SVID_NAMES: [&str; 1] = ["x509"];
-const PLAIN_NAMES: [&str; 4] = ["refresh", "inject", "path", "containers"];
+const PLAIN_NAMES: [&str; 6] = ["refresh", "on-revoked", "stale-ok", "inject", "path", "containers"];
 
 /// What a key asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,6 +24,10 @@ pub(super) enum Key {
     X509,
     /// How long secrets are good for.
     Refresh,
+    /// What becomes of files whose secret is withdrawn.
+    OnRevoked,
+    /// Whether the pod may start with what the node has read before.
+    StaleOk,
     /// Whether the admission policy adds the volume.
     Inject,
     /// Where the admission policy mounts the volume.
@@ -43,6 +47,8 @@ impl Key {
             (JWT, file) => FilePath::parse(file).map(Self::Jwt),
             (SVID, "x509") => Ok(Self::X509),
             (PLAIN, "refresh") => Ok(Self::Refresh),
+            (PLAIN, "on-revoked") => Ok(Self::OnRevoked),
+            (PLAIN, "stale-ok") => Ok(Self::StaleOk),
             (PLAIN, "inject") => Ok(Self::Inject),
             (PLAIN, "path") => Ok(Self::Path),
             (PLAIN, "containers") => Ok(Self::Containers),
@@ -110,6 +116,8 @@ mod tests {
             ("jwt.countersign.dev/token", Key::Jwt(file("token"))),
             ("svid.countersign.dev/x509", Key::X509),
             ("countersign.dev/refresh", Key::Refresh),
+            ("countersign.dev/on-revoked", Key::OnRevoked),
+            ("countersign.dev/stale-ok", Key::StaleOk),
             ("countersign.dev/inject", Key::Inject),
             ("countersign.dev/path", Key::Path),
             ("countersign.dev/containers", Key::Containers),
@@ -131,6 +139,8 @@ mod tests {
             ("Secret.countersign.dev/x", "unknown key; did you mean secret.countersign.dev/x?"),
             ("countersign.dev/refesh", "unknown key; did you mean countersign.dev/refresh?"),
             ("countersing.dev/refesh", "unknown key; did you mean countersign.dev/refresh?"),
+            ("countersign.dev/staleOk", "unknown key; did you mean countersign.dev/stale-ok?"),
+            ("countersign.dev/on-revoke", "unknown key; did you mean countersign.dev/on-revoked?"),
             ("svid.countersign.dev/x590", "unknown key; did you mean svid.countersign.dev/x509?"),
             ("svids.countersign.dev/x509", "unknown key; did you mean svid.countersign.dev/x509?"),
             (
@@ -139,7 +149,8 @@ mod tests {
             ),
             (
                 "countersign.dev/db-password",
-                "unknown key; known are countersign.dev/refresh, countersign.dev/inject, countersign.dev/path, \
+                "unknown key; known are countersign.dev/refresh, countersign.dev/on-revoked, \
+                 countersign.dev/stale-ok, countersign.dev/inject, countersign.dev/path, \
                  countersign.dev/containers; a file is secret.countersign.dev/<file>",
             ),
             ("refresh", "unknown key; did you mean countersign.dev/refresh?"),

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::key::Key;
 use super::{
-    Content, DEFAULT_REFRESH, FilePath, FileSpec, Problem, Reference, Request, StoreNames, Template, duration,
+    Content, DEFAULT_REFRESH, FilePath, FileSpec, OnRevoked, Problem, Reference, Request, StoreNames,
+    Template, duration,
 };
 use crate::Error;
 
@@ -44,13 +45,12 @@ impl Request {
             return Err(Error::request(WHOLE, problem));
         }
         let mut files = Files::default();
-        let mut refresh = DEFAULT_REFRESH;
+        let mut choices = Choices::default();
         for (key, value) in sorted {
-            if let Some(chosen) = read(&mut files, &key, &value, stores)? {
-                refresh = chosen;
-            }
+            read(&mut files, &mut choices, &key, &value, stores)?;
         }
-        Ok(Self { files: files.finish()?, refresh })
+        let Choices { refresh, on_revoked, stale_ok } = choices;
+        Ok(Self { files: files.finish()?, refresh, on_revoked, stale_ok })
     }
 }
 
@@ -67,8 +67,27 @@ fn is_printable(key: &str) -> bool {
     key.len() <= MAX_KEY_BYTES && !key.chars().any(char::is_control)
 }
 
-/// Reads one attribute; returns the refresh interval, if it is that.
-fn read(files: &mut Files, key: &str, value: &str, stores: &StoreNames) -> Result<Option<Duration>, Error> {
+/// What holds for the whole volume.
+struct Choices {
+    refresh: Duration,
+    on_revoked: OnRevoked,
+    stale_ok: bool,
+}
+
+impl Default for Choices {
+    fn default() -> Self {
+        Self { refresh: DEFAULT_REFRESH, on_revoked: OnRevoked::default(), stale_ok: false }
+    }
+}
+
+/// Reads one attribute: a file, or something that holds for all of them.
+fn read(
+    files: &mut Files,
+    choices: &mut Choices,
+    key: &str,
+    value: &str,
+    stores: &StoreNames,
+) -> Result<(), Error> {
     if !is_printable(key) {
         let problem = format!(
             "the key has {} bytes or a control character; at most {MAX_KEY_BYTES} printable ones are possible",
@@ -97,12 +116,14 @@ fn read(files: &mut Files, key: &str, value: &str, stores: &StoreNames) -> Resul
             files.add(key, private_key, None, Content::X509Key)?;
             files.add(key, bundle, None, Content::X509Bundle)?;
         }
-        Key::Refresh => return duration::parse(value.trim_ascii()).map(Some).map_err(at),
-        Key::Inject => inject(value).map_err(at)?,
+        Key::Refresh => choices.refresh = duration::parse(value.trim_ascii()).map_err(at)?,
+        Key::OnRevoked => choices.on_revoked = on_revoked(value.trim_ascii()).map_err(at)?,
+        Key::StaleOk => choices.stale_ok = flag(value.trim_ascii()).map_err(at)?,
+        Key::Inject => flag(value).map(drop).map_err(at)?,
         Key::Path => mount_path(value).map_err(at)?,
         Key::Containers => containers(value).map_err(at)?,
     }
-    Ok(None)
+    Ok(())
 }
 
 /// The files so far, by path, so that a second one at the same place is seen.
@@ -185,14 +206,26 @@ fn x509_names(value: &str) -> Result<[FilePath; 3], Problem> {
     }
 }
 
-// The admission policy has read these three before the pod was made; here they are only kept from being nonsense.
-
-fn inject(value: &str) -> Result<(), Problem> {
+fn on_revoked(value: &str) -> Result<OnRevoked, Problem> {
     match value {
-        "true" | "false" => Ok(()),
+        "keep" => Ok(OnRevoked::Keep),
+        "wipe" => Ok(OnRevoked::Wipe),
+        _ => Err(Problem::new(
+            "neither \"keep\" nor \"wipe\"; write \"wipe\" to have the files of a withdrawn secret removed",
+        )),
+    }
+}
+
+fn flag(value: &str) -> Result<bool, Problem> {
+    match value {
+        "true" => Ok(true),
+        "false" => Ok(false),
         _ => Err(Problem::new("neither \"true\" nor \"false\"; write \"true\", or leave it out")),
     }
 }
+
+// The admission policy has read inject and these two before the pod was made; here they are only kept from being
+// nonsense.
 
 fn mount_path(value: &str) -> Result<(), Problem> {
     let relative = value.strip_prefix('/').filter(|rest| !rest.is_empty());
@@ -256,9 +289,12 @@ mod tests {
             ("svid.countersign.dev/x509", "tls.crt, tls.key,ca.crt"),
             ("jwt.countersign.dev/ai-token", "https://api.example.com\n"),
             ("countersign.dev/refresh", "30s"),
+            ("countersign.dev/on-revoked", "wipe"),
+            ("countersign.dev/stale-ok", "true"),
         ])
         .unwrap();
         assert_eq!(request.refresh, Duration::from_secs(30));
+        assert_eq!((request.on_revoked, request.stale_ok), (OnRevoked::Wipe, true));
         let paths: Vec<&str> = request.files.iter().map(|file| file.path.as_str()).collect();
         assert_eq!(
             paths,
@@ -284,8 +320,12 @@ mod tests {
     }
 
     #[test]
-    fn refresh_has_a_default() {
-        assert_eq!(parse(&[("secret.countersign.dev/a", "vault:a")]).unwrap().refresh, DEFAULT_REFRESH);
+    fn what_a_pod_does_not_say() {
+        let request = parse(&[("secret.countersign.dev/a", "vault:a")]).unwrap();
+        assert_eq!(
+            (request.refresh, request.on_revoked, request.stale_ok),
+            (DEFAULT_REFRESH, OnRevoked::Keep, false)
+        );
     }
 
     #[test]
@@ -371,6 +411,14 @@ mod tests {
             (
                 &[("countersign.dev/inject", "yes"), a],
                 "countersign.dev/inject: neither \"true\" nor \"false\"; write \"true\", or leave it out",
+            ),
+            (
+                &[("countersign.dev/on-revoked", "delete"), a],
+                "countersign.dev/on-revoked: neither \"keep\" nor \"wipe\"; write \"wipe\" to have the files of a withdrawn secret removed",
+            ),
+            (
+                &[("countersign.dev/stale-ok", "1"), a],
+                "countersign.dev/stale-ok: neither \"true\" nor \"false\"; write \"true\", or leave it out",
             ),
             (
                 &[("countersign.dev/path", "secrets"), a],

@@ -1,0 +1,75 @@
+//! From what was gathered to the set of files, and which of them are left out when something was withdrawn.
+
+use std::time::SystemTime;
+
+use crate::Error;
+use crate::files::{FileSet, default_mode};
+use crate::render::{Rendered, render};
+use crate::request::{Content, FileSpec, Reference};
+use crate::volume::{Inputs, Lacking, Volume};
+
+/// What rendering all files came to.
+pub(super) enum Composed {
+    /// All files, and what they lack by the pod's own wish.
+    Files(FileSet, Option<Lacking>),
+    /// These have to be looked up first.
+    Needs(Vec<Reference>),
+}
+
+/// Renders the files of `volume` from `inputs`. `wall` is the time of day.
+///
+/// # Errors
+/// What keeps the files as they are: everything that the pod has not asked to be wiped for.
+pub(super) fn compose(volume: &Volume, inputs: &Inputs, wall: SystemTime) -> Result<Composed, Error> {
+    let mut files = FileSet::default();
+    let mut lacking = None::<Lacking>;
+    let mut needs = Vec::new();
+    for spec in &volume.request.files {
+        let mut lack = |error| lacking.get_or_insert(Lacking { files: 0, error }).files += 1;
+        if let Some(error) = ended(spec, inputs, wall).filter(|_| volume.wipes()) {
+            lack(error);
+            continue;
+        }
+        match render(spec, inputs, volume.capacity) {
+            Ok(Rendered::File(content)) => {
+                let mode = spec.mode.unwrap_or_else(|| default_mode(volume.fs_group));
+                files.insert(spec.path.clone(), content, mode);
+            }
+            Ok(Rendered::Omitted) => {}
+            Ok(Rendered::Needs(references)) => needs.extend(references),
+            Err(error) if volume.wipes() && error.is_withdrawal() => lack(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(if needs.is_empty() { Composed::Files(files, lacking) } else { Composed::Needs(needs) })
+}
+
+/// The files of a volume whose identity has ended, for `error`, and whose pod wants its SVIDs removed then: those that
+/// were made from secrets, as they were last, for nobody can be asked about them any more.
+pub(super) fn lapsed(volume: &Volume, wall: SystemTime, error: &Error) -> Option<(FileSet, Inputs)> {
+    let written = volume.written.as_ref()?;
+    if !volume.wipes() || written.identity.x509.not_after > wall {
+        return None;
+    }
+    let mut inputs = written.clone();
+    let Ok(Composed::Files(files, lacking)) = compose(volume, &inputs, wall) else { return None };
+    inputs.lacking = lacking.map(|lacking| Lacking { error: error.clone(), ..lacking });
+    Some((files, inputs))
+}
+
+/// Whether rendering `inputs` again could leave out something that was written from the same.
+pub(super) fn ages(volume: &Volume, inputs: &Inputs, wall: SystemTime) -> bool {
+    volume.wipes() && volume.request.files.iter().any(|spec| ended(spec, inputs, wall).is_some())
+}
+
+/// Why the SVID that `spec` asks for is of no use any more.
+fn ended(spec: &FileSpec, inputs: &Inputs, wall: SystemTime) -> Option<Error> {
+    let end = match &spec.content {
+        Content::X509Chain | Content::X509Key => inputs.identity.x509.not_after,
+        Content::Jwt { audience } => inputs.jwts.get(audience)?.expires,
+        // The bundle vouches for others, who have not ended.
+        Content::X509Bundle | Content::Secret(_) | Content::Template(_) => return None,
+    };
+    (end <= wall)
+        .then(|| Error::IdentityUnavailable { problem: format!("{}: the SVID in it has ended", spec.key) })
+}
