@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Deserialize;
 
+use crate::identity::choice::SourceArgs;
 use crate::log::LogArgs;
 use crate::spiffe::TrustDomain;
 use crate::store::config::StoreConfig;
@@ -23,18 +24,9 @@ pub struct RunArgs {
     /// Trust domain of every SPIFFE ID handed out here, such as example.org
     #[arg(long, env = "COUNTERSIGN_TRUST_DOMAIN")]
     pub trust_domain: TrustDomain,
-    /// Address of the issuer's TLS port, as host:port
-    #[arg(long, env = "COUNTERSIGN_ISSUER_ADDRESS")]
-    pub issuer_address: String,
-    /// PEM file with the roots the issuer is known by; read again when it changes
-    #[arg(long, env = "COUNTERSIGN_ISSUER_BUNDLE")]
-    pub issuer_bundle: PathBuf,
-    /// File with the agent's own pod-bound service account token; read again when it changes
-    #[arg(long, env = "COUNTERSIGN_AGENT_TOKEN")]
-    pub agent_token: PathBuf,
-    /// Audience of the pods' tokens: the one the `CSIDriver` object requests
-    #[arg(long, env = "COUNTERSIGN_AUDIENCE", default_value = "countersign")]
-    pub audience: String,
+    /// Where identities come from
+    #[command(flatten)]
+    pub identity: SourceArgs,
     /// Uid the driver runs as: no other peer is served
     #[arg(long, env = "COUNTERSIGN_DRIVER_UID", default_value_t = 0)]
     pub driver_uid: u32,

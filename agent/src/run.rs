@@ -15,8 +15,8 @@ use crate::admin::Admin;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{ConfigFile, RunArgs};
-use crate::identity::embedded::{self, Embedded};
-use crate::identity::{self, Identity, JwtSvid, Token, Workload};
+use crate::identity::choice::choose;
+use crate::identity::{self, Identity, JwtSvid, Push, Subscription, Token, Workload};
 use crate::keeper::Keeper;
 use crate::mailbox::Mailbox;
 use crate::metrics::{Measured, Metrics};
@@ -29,7 +29,7 @@ use crate::turn::World;
 /// The identity source and the stores of a configured agent.
 #[derive(Debug)]
 struct Configured {
-    identity: identity::Source,
+    identity: Arc<identity::Source>,
     stores: HashMap<Arc<str>, Store>,
 }
 
@@ -53,6 +53,14 @@ impl Sources for Configured {
         self.identity.jwt(workload, tokens, identity, audience).await
     }
 
+    fn subscribe(&self, workload: &Workload) -> Subscription {
+        self.identity.subscribe(workload)
+    }
+
+    async fn changed(&self) -> Push {
+        self.identity.changed().await
+    }
+
     async fn fetch(&self, identity: &Identity, source: &Source) -> Result<Fetched, Error> {
         // A request names configured stores only: it was parsed against their names.
         let store = self.stores.get(&source.store).ok_or_else(|| Error::Unusable {
@@ -66,31 +74,14 @@ impl Sources for Configured {
 /// Runs the agent until `shutdown`. Files in volumes stay as they are.
 pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let clock = Clock::system();
-    let RunArgs {
-        link_dir,
-        config,
-        trust_domain,
-        issuer_address,
-        issuer_bundle,
-        agent_token,
-        audience,
-        driver_uid,
-        http_listen,
-        log: _,
-    } = args;
+    let RunArgs { link_dir, config, trust_domain, identity, driver_uid, http_listen, log: _ } = args;
     let stores = open_stores(&config, clock)?;
     let names = stores.keys().cloned().collect();
-    let identity = identity::Source::Embedded(Embedded::new(embedded::Config {
-        address: issuer_address,
-        bundle: issuer_bundle,
-        agent_token,
-        audience,
-        trust_domain,
-        clock,
-    }));
+    let identity = Arc::new(choose(identity, trust_domain, clock)?);
 
     let metrics = Arc::<Metrics>::default();
-    let sources = Measured::new(Configured { identity, stores }, Arc::clone(&metrics), clock);
+    let sources =
+        Measured::new(Configured { identity: Arc::clone(&identity), stores }, Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
     let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::clone(&metrics));
 
@@ -120,8 +111,9 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
             }
         }
     };
-    let (kept, letters, served, administered) = tokio::join!(
+    let (kept, (), letters, served, administered) = tokio::join!(
         ending(keeper.run(shutdown.clone()), ends("keeper")),
+        ending(identity.run(shutdown.clone()), ends("identity")),
         ending(mailbox.serve(&mailbox_socket, driver_uid, shutdown.clone()), ends("mailbox")),
         ending(service.serve(&agent_socket, driver_uid, shutdown.clone()), ends("service")),
         ending(admin.serve(listener, shutdown.clone()), ends("http")),

@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use crate::Error;
-use crate::identity::{Identity, JwtSvid, Token, Workload};
+use crate::identity::{Identity, JwtSvid, Push, Subscription, Token, Workload};
 use crate::request::Source;
 use crate::store::Fetched;
 
@@ -28,6 +28,18 @@ pub trait Sources: Send + Sync + 'static {
         identity: &Identity,
         audience: &str,
     ) -> impl Future<Output = Result<JwtSvid, Error>> + Send;
+
+    /// Begins to follow a pod's identity, where its source reports changes by itself. To be held for as long as the
+    /// pod has a volume.
+    fn subscribe(&self, workload: &Workload) -> Subscription {
+        let _ = workload;
+        Subscription::default()
+    }
+
+    /// The next change of the identity of a pod that is followed. Only one caller at a time is served.
+    fn changed(&self) -> impl Future<Output = Push> + Send {
+        std::future::pending()
+    }
 
     /// A secret, read as `identity`.
     fn fetch(

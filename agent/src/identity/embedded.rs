@@ -1,5 +1,6 @@
 //! Identities from the embedded issuer: the key is made here and never leaves the node.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,6 +97,7 @@ impl Embedded {
                 chain: answer.chain,
                 key,
                 roots: answer.roots,
+                federated: BTreeMap::new(),
                 not_before,
                 not_after,
             }),
@@ -245,7 +247,7 @@ impl Embedded {
 }
 
 /// The last cause of a status: "connection refused" says more than "transport error".
-fn innermost(status: &Status) -> String {
+pub(super) fn innermost(status: &Status) -> String {
     let mut cause = std::error::Error::source(status);
     let mut text = None;
     while let Some(error) = cause {

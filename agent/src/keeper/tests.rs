@@ -1,4 +1,5 @@
 mod policies;
+mod pushes;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
@@ -196,6 +196,7 @@ fn identities_become_pem() {
         chain: vec![b"leaf".to_vec(), b"intermediate".to_vec()],
         key: Secret::new(b"key".to_vec()),
         roots: vec![b"root".to_vec()],
+        federated: BTreeMap::new(),
         not_before: UNIX_EPOCH,
         not_after: UNIX_EPOCH + Duration::from_secs(3600),
     };

@@ -48,6 +48,10 @@ pub(super) fn compose(volume: &Volume, inputs: &Inputs, wall: SystemTime) -> Res
 /// were made from secrets, as they were last, for nobody can be asked about them any more.
 pub(super) fn lapsed(volume: &Volume, wall: SystemTime, error: &Error) -> Option<(FileSet, Inputs)> {
     let written = volume.written.as_ref()?;
+    // An identity that was taken back is as good as ended, and so is every token of it.
+    let withdrawn = matches!(error, Error::IdentityWithdrawn { .. });
+    let ends = written.jwts.values().map(|jwt| jwt.expires).chain([written.identity.x509.not_after]);
+    let wall = if withdrawn { ends.max().map_or(wall, |end| end.max(wall)) } else { wall };
     if !volume.wipes() || written.identity.x509.not_after > wall {
         return None;
     }
