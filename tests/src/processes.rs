@@ -159,6 +159,11 @@ impl Process {
         self.signal(Signal::CONT)
     }
 
+    /// SIGHUP: it reads again what it was set up with.
+    pub fn reload(&self) -> Result<()> {
+        self.signal(Signal::HUP)
+    }
+
     /// What `/proc` shows of it.
     pub fn status(&self) -> Result<Status> {
         Status::of(self.pid()).with_context(|| self.name.clone())
