@@ -1,11 +1,11 @@
 # What people and CI call: CI calls nothing else. Each target has one line that `make help` shows.
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint bench conformance interop fuzz deny
+.PHONY: help demo test soak lint bench conformance interop fuzz deny chart admission image cluster-test cluster-bench cluster e2e kind-up kind-demo kind-down
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## build, and show a secret reach a pod on this machine (under 15 s when built)
 	cargo build --profile demo --quiet --bin countersign-driver --bin countersign-agent --bin countersign-demo
@@ -34,6 +34,42 @@ conformance: ## run csi-sanity against the real driver (needs Go, for csi-sanity
 interop: ## let the real sops and ours read each other's files (needs Go, for sops)
 	cargo build --quiet --bin countersign-agent
 	@SOPS_BIN="$$(tests/tools/build.sh sops)" COUNTERSIGN_AGENT=$(TARGET)/debug/countersign-agent tests/sops/interop.sh
+
+chart: ## lint the chart, render it for many values and versions, compare manifests/ (needs Go, for helm)
+	@charts/test
+
+admission: ## try the chart's admission policies and webhook on a real API server (root; needs Go, for Kubernetes)
+	cargo build --workspace --bins
+	cargo test -p countersign-cluster --test admission
+
+image: ## build both images (docker, podman or buildah) and their archives in target/images
+	@tests/cluster/image $(or $(PROFILE),release)
+
+cluster-test: ## start a real one-node Kubernetes, install the chart, run the end-to-end suite (root; CASES=text, KEEP=1)
+	@tests/cluster/image demo
+	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test -p countersign-cluster --lib --test e2e -- $(CASES)
+
+cluster-bench: ## measure on such a cluster, beside the same pods with an emptyDir (root)
+	@tests/cluster/image release
+	cargo run --quiet -p countersign-cluster --bin countersign-cluster -- bench
+
+cluster: ## start such a cluster with the chart installed, and a shell in it (root)
+	@tests/cluster/image demo
+	cargo run --quiet -p countersign-cluster --bin countersign-cluster -- shell
+
+e2e: ## run the end-to-end suite on the cluster of KUBECONFIG (COUNTERSIGN_REGISTRY, COUNTERSIGN_TAG, COUNTERSIGN_TEST_IMAGE)
+	@test -n "$(KUBECONFIG)" || { echo "set KUBECONFIG, or use make cluster-test" >&2; exit 1; }
+	@test -x $(TARGET)/images/context/countersign-agent || tests/cluster/image demo
+	cargo test -p countersign-cluster --lib --test e2e -- $(CASES)
+
+kind-up: ## start a kind cluster with the chart and an example store
+	@tests/cluster/kind up
+
+kind-demo: ## run an example pod in it, and show its files
+	@tests/cluster/kind demo
+
+kind-down: ## remove it
+	@tests/cluster/kind down
 
 fuzz: ## fuzz every parser of foreign text for a while (COUNTERSIGN_FUZZ_SECONDS=n, 20 each)
 	@fuzz/run.sh $(or $(COUNTERSIGN_FUZZ_SECONDS),20)

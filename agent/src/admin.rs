@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::keeper::Handle;
 use crate::metrics::Metrics;
+use crate::sources::Sources;
 use crate::turn::World;
 
 /// A probe waits no longer than this for an answer from inside.
@@ -46,7 +47,7 @@ struct DriverStatus {
     registration_error: Option<String>,
 }
 
-impl<S: Send + Sync + 'static> Admin<S> {
+impl<S: Sources> Admin<S> {
     /// Serves `listener` until `shutdown`.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> io::Result<()> {
         let router = Router::new()
@@ -59,15 +60,16 @@ impl<S: Send + Sync + 'static> Admin<S> {
 }
 
 /// Alive: the keeper takes commands. A store or issuer that is down must not restart the agent.
-async fn healthz<S: Send + Sync>(State(admin): State<Arc<Admin<S>>>) -> Response {
+async fn healthz<S: Sources>(State(admin): State<Arc<Admin<S>>>) -> Response {
     match tokio::time::timeout(PATIENCE, admin.keeper.ping()).await {
         Ok(Ok(())) => (StatusCode::OK, "ok\n").into_response(),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, "the keeper does not answer\n").into_response(),
     }
 }
 
-/// Ready: alive, and kubelet has registered the driver beside us. A line for each check says what is missing.
-async fn readyz<S: Send + Sync>(State(admin): State<Arc<Admin<S>>>) -> Response {
+/// Ready: alive, kubelet has registered the driver beside us, and the source of identities was reached. A line for
+/// each check says what is missing.
+async fn readyz<S: Sources>(State(admin): State<Arc<Admin<S>>>) -> Response {
     let keeper = matches!(tokio::time::timeout(PATIENCE, admin.keeper.ping()).await, Ok(Ok(())));
     let driver = driver_status(&admin.driver_status).await;
     let mut body = String::new();
@@ -91,11 +93,12 @@ async fn readyz<S: Send + Sync>(State(admin): State<Arc<Admin<S>>>) -> Response 
             Err(_) => Some("unknown without the driver".to_owned()),
         },
     );
+    check("issuer", admin.world.sources.reached().err());
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, body).into_response()
 }
 
-async fn metrics<S: Send + Sync>(State(admin): State<Arc<Admin<S>>>) -> Response {
+async fn metrics<S: Sources>(State(admin): State<Arc<Admin<S>>>) -> Response {
     let driver = driver_status(&admin.driver_status).await;
     admin.metrics.driver(driver.is_ok(), driver.is_ok_and(|status| status.registered));
     let cache = &admin.world.cache;

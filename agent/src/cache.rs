@@ -14,11 +14,12 @@ use tokio::time::Instant;
 
 use crate::Error;
 use crate::clock::Clock;
-use crate::identity::Identity;
 use crate::request::Source;
 use crate::secret::Node;
-use crate::sources::Sources;
+use crate::sources::{Ask, Caller, Sources};
 use crate::spiffe::SpiffeId;
+use crate::store::{Answer, Fetched, Fresh, Held};
+use crate::volume::VolumeId;
 
 /// Reads under way at once from one store: a slow one fills its own bulkhead and nobody else's.
 const BULKHEAD: usize = 16;
@@ -44,6 +45,8 @@ pub struct Cache {
 struct Key {
     spiffe_id: SpiffeId,
     source: Source,
+    /// The one volume it is for; none: every volume of the identity.
+    alone: Option<VolumeId>,
 }
 
 /// One secret as one identity sees it. Holding it keeps it in the cache.
@@ -57,6 +60,10 @@ pub struct Entry {
 struct State {
     good: Option<Good>,
     failure: Option<Failure>,
+    /// The store's own: what keeps the answer alive there.
+    held: Option<Held>,
+    /// The store said that volumes must not share it.
+    apart: bool,
     /// Between 0.9 and 1.1, drawn anew at each read: nodes that started together drift apart.
     jitter: f64,
 }
@@ -66,7 +73,7 @@ struct Good {
     document: Arc<Node>,
     version: String,
     read_at: Instant,
-    fresh_for: Option<Duration>,
+    fresh: Fresh,
 }
 
 #[derive(Debug)]
@@ -93,6 +100,8 @@ pub struct Look {
     pub read_at: Option<Instant>,
     /// When to ask again.
     pub due: Instant,
+    /// What keeps the document's secret alive at its store. Whoever uses the document holds it for as long.
+    pub held: Option<Held>,
 }
 
 impl Cache {
@@ -104,7 +113,10 @@ impl Cache {
 
     /// The entry of `source` for `spiffe_id`, shared with everybody who holds it.
     pub fn entry(&self, spiffe_id: &SpiffeId, source: &Source) -> Arc<Entry> {
-        let key = Key { spiffe_id: spiffe_id.clone(), source: source.clone() };
+        self.keyed(Key { spiffe_id: spiffe_id.clone(), source: source.clone(), alone: None })
+    }
+
+    fn keyed(&self, key: Key) -> Arc<Entry> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.get(&key).and_then(Weak::upgrade) {
             return entry;
@@ -112,7 +124,7 @@ impl Cache {
         if entries.len() == entries.capacity() {
             entries.retain(|_, entry| entry.strong_count() > 0);
         }
-        let state = State { good: None, failure: None, jitter: 1.0 };
+        let state = State { good: None, failure: None, held: None, apart: false, jitter: 1.0 };
         let entry = Arc::new(Entry { key: key.clone(), state: tokio::sync::Mutex::new(state) });
         entries.insert(key, Arc::downgrade(&entry));
         entry
@@ -147,38 +159,64 @@ impl Cache {
         oldest
     }
 
-    /// What `entry` holds, read again as `identity` if it is older than `max_age` (or than the store's own word).
-    /// `identity` must be the one the entry was made for.
-    pub async fn look<S: Sources>(
+    /// What `entry` holds, read again as `caller` if it is older than `max_age` (or than the store's own word), and
+    /// the entry it is in from now on: one of the `volume`'s own if the store says that volumes must not share it.
+    /// The caller's identity must be the one the entry was made for.
+    pub async fn look_for<S: Sources>(
+        &self,
+        volume: &VolumeId,
+        sources: &S,
+        entry: Arc<Entry>,
+        caller: Caller<'_>,
+        max_age: Duration,
+    ) -> (Arc<Entry>, Look) {
+        if let Some(look) = self.look(sources, &entry, caller, max_age).await {
+            return (entry, look);
+        }
+        let own = self.keyed(Key { alone: Some(volume.clone()), ..entry.key.clone() });
+        let look = match self.look(sources, &own, caller, max_age).await {
+            Some(look) => look,
+            None => Look::unanswered(&own.key.source, self.clock.now()),
+        };
+        (own, look)
+    }
+
+    /// None: it must not be shared.
+    async fn look<S: Sources>(
         &self,
         sources: &S,
         entry: &Entry,
-        identity: &Identity,
+        caller: Caller<'_>,
         max_age: Duration,
-    ) -> Look {
+    ) -> Option<Look> {
         debug_assert_eq!(
-            entry.key.spiffe_id, identity.spiffe_id,
+            entry.key.spiffe_id, caller.identity.spiffe_id,
             "an entry is asked for as its own identity"
         );
         let mut state = entry.state.lock().await;
         let now = self.clock.now();
-        if state.due(max_age).is_none_or(|due| due <= now) {
-            let read = self.read(sources, identity, &entry.key.source).await;
-            state.learn(read, self.clock.now());
+        if !state.apart && state.due(max_age).is_none_or(|due| due <= now) {
+            let ask = Ask { caller, source: &entry.key.source, alone: entry.key.alone.is_some() };
+            match self.read(sources, ask, &mut state.held).await {
+                Ok(Answer::Apart) => state.apart = true,
+                Ok(Answer::Secret(fetched)) => state.learn(Ok(fetched), self.clock.now()),
+                Err(error) => state.learn(Err(error), self.clock.now()),
+            }
         }
-        state.look(max_age, self.clock.now())
+        (!state.apart).then(|| state.look(max_age, self.clock.now()))
     }
 
     async fn read<S: Sources>(
         &self,
         sources: &S,
-        identity: &Identity,
-        source: &Source,
-    ) -> Result<crate::store::Fetched, Error> {
+        ask: Ask<'_>,
+        held: &mut Option<Held>,
+    ) -> Result<Answer, Error> {
+        let source = ask.source;
         let bulkhead = self.bulkhead(&source.store);
         let read = async {
             let _place = bulkhead.acquire().await;
-            sources.fetch(identity, source).await
+            sources.fetch(ask, held).await
         };
         tokio::time::timeout(READ_LIMIT, read).await.unwrap_or_else(|_| {
             Err(Error::StoreUnavailable {
@@ -207,10 +245,15 @@ impl State {
             return Some(failure.retry_at);
         }
         let good = self.good.as_ref()?;
-        Some(good.read_at + good.fresh_for.unwrap_or(max_age).mul_f64(self.jitter))
+        let asked = max_age.mul_f64(self.jitter);
+        Some(match good.fresh {
+            Fresh::AsAsked => good.read_at + asked,
+            Fresh::AtMost(limit) => good.read_at + asked.min(limit),
+            Fresh::Exactly(span) => good.read_at + span,
+        })
     }
 
-    fn learn(&mut self, read: Result<crate::store::Fetched, Error>, now: Instant) {
+    fn learn(&mut self, read: Result<Fetched, Error>, now: Instant) {
         self.jitter = rand::rng().random_range(0.9..=1.1);
         match read {
             Ok(fetched) => {
@@ -220,7 +263,7 @@ impl State {
                     document: same.map_or(fetched.document, |good| good.document),
                     version: fetched.version,
                     read_at: now,
-                    fresh_for: fetched.fresh_for,
+                    fresh: fetched.fresh,
                 });
                 self.failure = None;
             }
@@ -242,6 +285,25 @@ impl State {
             withdrawn: self.failure.as_ref().is_some_and(|failure| failure.withdrawals >= CERTAIN),
             read_at: self.good.as_ref().map(|good| good.read_at),
             due: self.due(max_age).unwrap_or(now),
+            held: self.held.clone(),
+        }
+    }
+}
+
+impl Look {
+    /// A store that will not share a secret and will not give it to one volume either.
+    fn unanswered(source: &Source, now: Instant) -> Self {
+        Self {
+            document: None,
+            version: String::new(),
+            trouble: Some(Error::Unusable {
+                store: source.store.to_string(),
+                problem: "BUG: it does not answer a volume on its own".to_owned(),
+            }),
+            withdrawn: false,
+            read_at: None,
+            due: now + BACKOFF.1,
+            held: None,
         }
     }
 }

@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::identity::choice::SourceArgs;
+use crate::kubernetes::ApiArgs;
 use crate::log::LogArgs;
 use crate::spiffe::TrustDomain;
 use crate::store::config::StoreConfig;
@@ -27,6 +28,9 @@ pub struct RunArgs {
     /// Where identities come from
     #[command(flatten)]
     pub identity: SourceArgs,
+    /// The API server; nothing is asked of it unless another flag needs it
+    #[command(flatten)]
+    pub api: ApiArgs,
     /// Uid the driver runs as: no other peer is served
     #[arg(long, env = "COUNTERSIGN_DRIVER_UID", default_value_t = 0)]
     pub driver_uid: u32,

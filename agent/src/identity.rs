@@ -5,23 +5,26 @@ pub mod choice;
 pub mod embedded;
 pub(crate) mod key;
 pub(crate) mod renewal;
+pub(crate) mod replicas;
 pub(crate) mod reread;
 pub mod spire;
 pub mod svid;
 pub(crate) mod token;
+pub(crate) mod trust;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio_util::sync::CancellationToken;
+
 pub use crate::identity::embedded::Embedded;
 pub use crate::identity::spire::Spire;
 
-use tokio_util::sync::CancellationToken;
-
 use crate::Error;
 use crate::secret::Secret;
+use crate::sources::{Caller, Mint};
 use crate::spiffe::{SpiffeId, TrustDomain};
 
 /// The pod as kubelet named it: what an identity is asked for.
@@ -111,6 +114,12 @@ pub struct Subscription {
     _pod: Option<Arc<spire::Pod>>,
 }
 
+impl Mint for Source {
+    async fn mint(&self, caller: Caller<'_>, audience: &str) -> Result<JwtSvid, Error> {
+        self.jwt(caller.workload, caller.tokens, caller.identity, audience).await
+    }
+}
+
 /// Where identities come from.
 #[derive(Debug)]
 pub enum Source {
@@ -121,6 +130,22 @@ pub enum Source {
 }
 
 impl Source {
+    /// Keeps what it knows of the source up to date until `shutdown`.
+    pub async fn run(&self, shutdown: &CancellationToken) {
+        match self {
+            Self::Embedded(embedded) => embedded.run(shutdown).await,
+            Self::Spire(spire) => spire.run(shutdown).await,
+        }
+    }
+
+    /// Whether the source was reached when that was last tried; else why not.
+    pub fn reached(&self) -> Result<(), String> {
+        match self {
+            Self::Embedded(embedded) => embedded.reached(),
+            Self::Spire(spire) => spire.reached(),
+        }
+    }
+
     /// A new X.509-SVID with a new key for `workload`: by one of `tokens` if it is good, else by the key of the
     /// `current` identity.
     pub async fn x509(
@@ -162,14 +187,6 @@ impl Source {
         match self {
             Self::Embedded(_) => std::future::pending().await,
             Self::Spire(spire) => spire.changed().await,
-        }
-    }
-
-    /// Does what the source has to do beside answering, until `shutdown`.
-    pub async fn run(&self, shutdown: CancellationToken) {
-        match self {
-            Self::Embedded(_) => shutdown.cancelled_owned().await,
-            Self::Spire(spire) => spire.run(shutdown).await,
         }
     }
 }

@@ -7,18 +7,21 @@
 //! `sign` and `jwt` write what the facts say. Keys live in memory, or come from one file (`root`).
 
 mod admit;
+mod anchor;
 mod bundle;
 pub mod config;
 mod documents;
+mod health;
 mod jwt;
 mod keys;
 mod kubernetes;
 mod metrics;
 mod offline;
+mod publication;
 mod refusal;
 mod remembered;
 mod review;
-mod root;
+pub(crate) mod root;
 mod serve;
 mod service;
 mod sign;
@@ -82,4 +85,4 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,6 +11,7 @@ pub mod hardening;
 pub mod identity;
 pub mod issuer;
 pub mod keeper;
+pub mod kubernetes;
 pub mod log;
 pub mod mailbox;
 pub mod metrics;

@@ -12,14 +12,14 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::clock::Clock;
 use crate::files::Change;
 use crate::identity::{Identity, JwtSvid, Push, Subscription, Token, Workload};
-use crate::request::Source;
-use crate::sources::Sources;
-use crate::store::Fetched;
+use crate::sources::{Ask, Sources};
+use crate::store::{Answer, Held, vault};
 use crate::turn::Turned;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -59,6 +59,7 @@ pub struct Metrics {
     stale: Family<Store, Seconds>,
     driver_connected: Gauge,
     driver_registered: Gauge,
+    vault: vault::Families,
 }
 
 fn latency() -> Histogram {
@@ -86,6 +87,7 @@ impl Default for Metrics {
             stale: Family::default(),
             driver_connected: Gauge::default(),
             driver_registered: Gauge::default(),
+            vault: vault::Families::default(),
         };
         metrics.register();
         metrics
@@ -123,6 +125,12 @@ impl Metrics {
         );
         let help = "Whether kubelet has registered the driver";
         r.register("driver_registered", help, self.driver_registered.clone());
+        self.vault.register(r);
+    }
+
+    /// What stores of Vault's kind count.
+    pub(crate) fn vault(&self) -> &vault::Families {
+        &self.vault
     }
 
     /// The text of `/metrics`.
@@ -226,14 +234,22 @@ impl<S: Sources> Sources for Measured<S> {
         push
     }
 
-    async fn fetch(&self, identity: &Identity, source: &Source) -> Result<Fetched, Error> {
+    async fn fetch(&self, ask: Ask<'_>, held: &mut Option<Held>) -> Result<Answer, Error> {
         let began = self.clock.now();
-        let result = self.sources.fetch(identity, source).await;
-        let store = source.store.to_string();
+        let result = self.sources.fetch(ask, held).await;
+        let store = ask.source.store.to_string();
         let took = (self.clock.now() - began).as_secs_f64();
         self.metrics.fetch_seconds.get_or_create(&Store { store: store.clone() }).observe(took);
         let result_word = word(result.as_ref().map(|_| ()));
         self.metrics.fetches.get_or_create(&StoreOutcome { store, result: result_word }).inc();
         result
+    }
+
+    async fn run(&self, shutdown: &CancellationToken) {
+        self.sources.run(shutdown).await;
+    }
+
+    fn reached(&self) -> Result<(), String> {
+        self.sources.reached()
     }
 }

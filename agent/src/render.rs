@@ -10,7 +10,7 @@ mod field;
 mod filters;
 mod jks;
 mod json;
-mod pem;
+pub(crate) mod pem;
 mod template;
 mod value;
 

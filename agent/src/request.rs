@@ -14,6 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use suggest::nearest;
 pub(crate) use template::syntax;
 
 use crate::spiffe::TrustDomain;

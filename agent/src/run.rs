@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use countersign_proto::agent::{AGENT_SOCKET, MAILBOX_SOCKET, STATUS_SOCKET};
+use futures_util::future::join_all;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -20,16 +21,15 @@ use crate::identity::{self, Identity, JwtSvid, Push, Subscription, Token, Worklo
 use crate::keeper::Keeper;
 use crate::mailbox::Mailbox;
 use crate::metrics::{Measured, Metrics};
-use crate::request::Source;
 use crate::service::Service;
-use crate::sources::Sources;
-use crate::store::{Fetched, Store};
+use crate::sources::{Ask, Sources};
+use crate::store::{Answer, Held, Store};
 use crate::turn::World;
 
 /// The identity source and the stores of a configured agent.
 #[derive(Debug)]
 struct Configured {
-    identity: Arc<identity::Source>,
+    identity: identity::Source,
     stores: HashMap<Arc<str>, Store>,
 }
 
@@ -61,29 +61,39 @@ impl Sources for Configured {
         self.identity.changed().await
     }
 
-    async fn fetch(&self, identity: &Identity, source: &Source) -> Result<Fetched, Error> {
+    async fn fetch(&self, ask: Ask<'_>, held: &mut Option<Held>) -> Result<Answer, Error> {
+        let source = ask.source;
         // A request names configured stores only: it was parsed against their names.
         let store = self.stores.get(&source.store).ok_or_else(|| Error::Unusable {
             store: source.store.to_string(),
             problem: "is not configured".to_owned(),
         })?;
-        store.fetch(identity, source).await
+        store.fetch(&self.identity, ask, held).await
+    }
+
+    async fn run(&self, shutdown: &CancellationToken) {
+        let stores = join_all(self.stores.values().map(|store| store.run(shutdown.clone())));
+        tokio::join!(self.identity.run(shutdown), stores);
+    }
+
+    fn reached(&self) -> Result<(), String> {
+        self.identity.reached()
     }
 }
 
 /// Runs the agent until `shutdown`. Files in volumes stay as they are.
 pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let clock = Clock::system();
-    let RunArgs { link_dir, config, trust_domain, identity, driver_uid, http_listen, log: _ } = args;
-    let stores = open_stores(&config, clock)?;
-    let names = stores.keys().cloned().collect();
-    let identity = Arc::new(choose(identity, trust_domain, clock)?);
-
+    let RunArgs { link_dir, config, trust_domain, identity, api, driver_uid, http_listen, log: _ } = args;
     let metrics = Arc::<Metrics>::default();
-    let sources =
-        Measured::new(Configured { identity: Arc::clone(&identity), stores }, Arc::clone(&metrics), clock);
+    let stores = open_stores(&config, clock, &metrics)?;
+    let names = stores.keys().cloned().collect();
+    let identity = choose(identity, &api, trust_domain, clock)?;
+
+    let sources = Measured::new(Configured { identity, stores }, Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
     let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::clone(&metrics));
+    let reaching = Arc::clone(&world);
 
     let listener =
         TcpListener::bind(http_listen).await.with_context(|| format!("--http-listen {http_listen}"))?;
@@ -111,12 +121,12 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
             }
         }
     };
-    let (kept, (), letters, served, administered) = tokio::join!(
+    let (kept, letters, served, administered, ()) = tokio::join!(
         ending(keeper.run(shutdown.clone()), ends("keeper")),
-        ending(identity.run(shutdown.clone()), ends("identity")),
         ending(mailbox.serve(&mailbox_socket, driver_uid, shutdown.clone()), ends("mailbox")),
         ending(service.serve(&agent_socket, driver_uid, shutdown.clone()), ends("service")),
         ending(admin.serve(listener, shutdown.clone()), ends("http")),
+        reaching.sources.run(&shutdown),
     );
     let () = kept;
     letters.with_context(|| in_link(&mailbox_socket))?;
@@ -131,11 +141,11 @@ async fn ending<T>(part: impl Future<Output = T>, ended: impl FnOnce()) -> T {
     result
 }
 
-fn open_stores(config: &Path, clock: Clock) -> anyhow::Result<HashMap<Arc<str>, Store>> {
+fn open_stores(config: &Path, clock: Clock, metrics: &Metrics) -> anyhow::Result<HashMap<Arc<str>, Store>> {
     let file = ConfigFile::read(config).context("--config")?;
     let mut stores = HashMap::new();
     for (name, config) in file.stores {
-        let store = Store::open(&name, config, clock)?;
+        let store = Store::open(&name, config, clock, metrics.vault())?;
         info!(store = name, "store opened");
         stores.insert(Arc::from(name), store);
     }

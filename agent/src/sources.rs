@@ -2,10 +2,41 @@
 
 use std::future::Future;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::Error;
 use crate::identity::{Identity, JwtSvid, Push, Subscription, Token, Workload};
 use crate::request::Source;
-use crate::store::Fetched;
+use crate::store::{Answer, Held};
+
+/// Whose secret is asked for, and what the asking can be proven with.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller<'a> {
+    /// The pod.
+    pub workload: &'a Workload,
+    /// Kubelet's tokens for it.
+    pub tokens: &'a [Token],
+    /// Its identity.
+    pub identity: &'a Identity,
+}
+
+/// One question to a store.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// Who asks. The answer may be shared by everybody of the same SPIFFE ID, unless it is asked for `alone`.
+    pub caller: Caller<'a>,
+    /// What is asked for.
+    pub source: &'a Source,
+    /// For this volume and no other.
+    pub alone: bool,
+}
+
+/// What a store needs of the identity source: to log in as the pod.
+pub trait Mint: Sync {
+    /// A JWT-SVID of the caller's for `audience`.
+    fn mint(&self, caller: Caller<'_>, audience: &str)
+    -> impl Future<Output = Result<JwtSvid, Error>> + Send;
+}
 
 /// Identities and secrets, wherever they come from.
 ///
@@ -41,10 +72,21 @@ pub trait Sources: Send + Sync + 'static {
         std::future::pending()
     }
 
-    /// A secret, read as `identity`.
+    /// A secret, read as the caller. `held` is what the store left there at the last question for the same: it may
+    /// replace it whatever the answer is.
     fn fetch(
         &self,
-        identity: &Identity,
-        source: &Source,
-    ) -> impl Future<Output = Result<Fetched, Error>> + Send;
+        ask: Ask<'_>,
+        held: &mut Option<Held>,
+    ) -> impl Future<Output = Result<Answer, Error>> + Send;
+
+    /// Keeps what it knows of the sources up to date until `shutdown`.
+    fn run(&self, shutdown: &CancellationToken) -> impl Future<Output = ()> + Send {
+        shutdown.cancelled()
+    }
+
+    /// Whether the source of identities was reached when that was last tried; else why not.
+    fn reached(&self) -> Result<(), String> {
+        Ok(())
+    }
 }

@@ -39,6 +39,10 @@ impl TrustDomain {
 
     /// The ID of a Kubernetes service account's workloads: `spiffe://<td>/ns/<namespace>/sa/<name>`.
     pub fn service_account(&self, namespace: &str, name: &str) -> Result<SpiffeId, SpiffeIdError> {
+        // With a slash in it, a name would be several segments, and the ID perhaps another account's.
+        if [namespace, name].iter().any(|segment| segment.contains('/')) {
+            return Err(SpiffeIdError::Path);
+        }
         format!("spiffe://{self}/ns/{namespace}/sa/{name}").parse()
     }
 }
@@ -154,7 +158,11 @@ mod tests {
     #[test]
     fn service_account_names_cannot_add_segments() {
         let td: TrustDomain = "example.org".parse().unwrap();
-        assert!(td.service_account("pay", "api/../x").is_err());
+        for (namespace, name) in
+            [("pay", "api/../x"), ("pay", "api/x"), ("pay/sa/api", "x"), ("", "api"), ("pay", "")]
+        {
+            assert_eq!(td.service_account(namespace, name), Err(SpiffeIdError::Path), "{namespace} {name}");
+        }
         assert_eq!(td.service_account("pay", "api").unwrap().as_str(), "spiffe://example.org/ns/pay/sa/api");
     }
 }

@@ -2,18 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 
 use crate::Error;
 use crate::identity::{Identity, JwtSvid, Push, Token, Workload, X509Svid};
-use crate::request::Source;
 use crate::secret::{Node, Secret};
-use crate::sources::Sources;
+use crate::sources::{Ask, Caller, Sources};
 use crate::spiffe::SpiffeId;
-use crate::store::Fetched;
+use crate::store::{Answer, Fetched, Fresh, Held};
 
 /// An identity of an hour, with bytes in place of certificates.
 pub(crate) fn identity(id: &str) -> Identity {
@@ -34,6 +33,18 @@ fn lasting(id: &str, from: SystemTime, life: Duration, serial: usize) -> Identit
     Identity { spiffe_id, x509: Arc::new(x509), renew_at: from + life / 2, ticket: String::new() }
 }
 
+/// Somebody with this identity.
+pub(crate) fn caller(identity: &Identity) -> Caller<'_> {
+    static WORKLOAD: OnceLock<Workload> = OnceLock::new();
+    let workload = WORKLOAD.get_or_init(|| Workload {
+        namespace: "n".to_owned(),
+        pod_name: "p".to_owned(),
+        pod_uid: "u".to_owned(),
+        service_account: "a".to_owned(),
+    });
+    Caller { workload, tokens: &[], identity }
+}
+
 /// Counts, fails, delays and hangs as told.
 #[derive(Debug, Default)]
 pub(crate) struct FakeSources {
@@ -42,6 +53,8 @@ pub(crate) struct FakeSources {
     identity_failure: Mutex<Option<Error>>,
     delay: Mutex<Duration>,
     hanging: Mutex<HashSet<String>>,
+    apart: Mutex<HashSet<String>>,
+    fresh: Mutex<Option<Fresh>>,
     panics: AtomicUsize,
     pub(crate) clock: Mutex<Option<crate::clock::Clock>>,
     named: Mutex<Option<String>>,
@@ -79,6 +92,15 @@ impl FakeSources {
 
     pub(crate) fn hang(&self, store: &str) {
         self.hanging.lock().unwrap().insert(store.to_owned());
+    }
+
+    /// Volumes must not share `path`.
+    pub(crate) fn set_apart(&self, path: &str) {
+        self.apart.lock().unwrap().insert(path.to_owned());
+    }
+
+    pub(crate) fn good_for(&self, fresh: Fresh) {
+        *self.fresh.lock().unwrap() = Some(fresh);
     }
 
     /// The next `times` reads panic.
@@ -146,7 +168,11 @@ impl Sources for FakeSources {
         }
     }
 
-    async fn fetch(&self, _: &Identity, source: &Source) -> Result<Fetched, Error> {
+    async fn fetch(&self, ask: Ask<'_>, _: &mut Option<Held>) -> Result<Answer, Error> {
+        let source = ask.source;
+        if !ask.alone && self.apart.lock().unwrap().contains(&*source.path) {
+            return Ok(Answer::Apart);
+        }
         self.reads.fetch_add(1, Ordering::SeqCst);
         let delay = *self.delay.lock().unwrap();
         tokio::time::sleep(delay).await;
@@ -167,6 +193,7 @@ impl Sources for FakeSources {
             return Err(Error::NotFound { reference: source.to_string(), problem: "no such secret".into() });
         };
         let document = Arc::new(Node::Text(Secret::from(value.clone())));
-        Ok(Fetched { document, version: value, fresh_for: None })
+        let fresh = self.fresh.lock().unwrap().unwrap_or(Fresh::AsAsked);
+        Ok(Answer::Secret(Fetched { document, version: value, fresh, request_id: None }))
     }
 }

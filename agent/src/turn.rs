@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::files::{Change, FileSet};
 use crate::request::{Content, Reference, Source};
 use crate::secret::Node;
-use crate::sources::Sources;
+use crate::sources::{Caller, Sources};
 use crate::volume::{Inputs, Volume};
 use compose::{Composed, ages, compose, lapsed};
 use identify::{identity, jwts};
@@ -147,7 +147,7 @@ async fn gather<S: Sources>(volume: &mut Volume, world: &World<S>, due: &mut Due
         }
     };
     let jwts = jwts(volume, world, &identity, due, &mut trouble).await?;
-    let mut inputs = Inputs { secrets: HashMap::new(), identity, jwts, lacking: None };
+    let mut inputs = Inputs { secrets: HashMap::new(), held: Vec::new(), identity, jwts, lacking: None };
     let mut wanted: Vec<_> = volume.request.references().chain(&volume.asked).cloned().collect();
     volume.asked.clear();
     for round in 0..ROUNDS {
@@ -200,14 +200,15 @@ async fn look_up<S: Sources>(
         let age = reference.refresh.unwrap_or(volume.request.refresh);
         ages.entry(&reference.source).and_modify(|known| *known = age.min(*known)).or_insert(age);
     }
-    let identity = &*inputs.identity;
+    let caller = Caller { workload: &volume.workload, tokens: &volume.tokens, identity: &inputs.identity };
     let looks = ages.into_iter().map(|(source, age)| {
         let entry = volume
             .entries
             .get(source)
-            .map_or_else(|| world.cache.entry(&identity.spiffe_id, source), Arc::clone);
+            .map_or_else(|| world.cache.entry(&caller.identity.spiffe_id, source), Arc::clone);
+        let id = &volume.id;
         async move {
-            let look = world.cache.look(&world.sources, &entry, identity, age).await;
+            let (entry, look) = world.cache.look_for(id, &world.sources, entry, caller, age).await;
             (source.clone(), entry, look)
         }
     });
@@ -216,6 +217,7 @@ async fn look_up<S: Sources>(
     for (source, entry, look) in looks {
         volume.entries.insert(source.clone(), entry);
         due.at(look.due);
+        inputs.held.extend(look.held.clone());
         if volume.wipes() && look.document.is_none() && !look.withdrawn {
             // Nothing is at hand that could stay, and nothing may go on a store's first word.
             doubtful = doubtful.or_else(|| look.trouble.clone().filter(Error::is_withdrawal));

@@ -14,6 +14,7 @@ use crate::identity::{Identity, JwtSvid, Push, Subscription, Token, Workload};
 use crate::render::Material;
 use crate::request::{OnRevoked, Reference, Request, Source};
 use crate::secret::Node;
+use crate::store::Held;
 
 /// Kubelet's id of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,6 +96,8 @@ pub struct Volume {
 #[derive(Debug, Clone)]
 pub(crate) struct Inputs {
     pub(crate) secrets: HashMap<Source, Result<Arc<Node>, Error>>,
+    /// What keeps them alive at their stores, for as long as files are made from them.
+    pub(crate) held: Vec<Held>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) jwts: HashMap<String, Arc<JwtSvid>>,
     /// What the files made from this lack, by the pod's own wish, and why.

@@ -183,15 +183,6 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A gRPC server ended.
-    #[error("could not serve the {socket} socket")]
-    Serve {
-        /// Which one.
-        socket: &'static str,
-        /// Why.
-        #[source]
-        source: tonic::transport::Error,
-    },
     /// The seccomp filter can't be made or installed.
     #[error("could not install the seccomp filter: the driver does not run without it")]
     Sandbox(#[source] seccompiler::Error),
@@ -239,7 +230,7 @@ impl Error {
             Self::Agent { code, .. } => *code,
             Self::Kernel { source, .. } => refusal(Some(*source)),
             Self::Path { source, .. } => refusal(Errno::from_io_error(source)),
-            Self::Serve { .. } | Self::Sandbox(_) | Self::Log(_) => Code::Internal,
+            Self::Sandbox(_) | Self::Log(_) => Code::Internal,
         }
     }
 }

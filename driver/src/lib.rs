@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod error;
+mod executor;
 mod fault;
 pub mod identity;
 pub mod inflight;
@@ -20,6 +21,7 @@ pub mod recovery;
 pub mod registration;
 pub mod request;
 pub mod sandbox;
+mod serving;
 pub mod sockets;
 pub mod status;
 pub mod target;

@@ -15,23 +15,26 @@ use countersign_proto::agent::agent_client::AgentClient;
 use countersign_proto::agent::{
     AGENT_SOCKET, ForgetRequest, MAILBOX_KEY_BYTES, PublishRequest, ReconcileRequest,
 };
-use hyper_util::rt::TokioIo;
+use http::Uri;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use crate::error::{Error, sentence};
 use crate::inflight::{Inflight, Work};
+use crate::link::channel::{Channel, Driving};
 use crate::link::mailbox::Mailbox;
 use crate::log::Throttle;
 use crate::volume::VolumeId;
 use crate::volumes::Volumes;
 
+mod channel;
 mod mailbox;
 
+/// What the agent is called in its requests; nobody looks it up.
+const AUTHORITY: &str = "http://countersign-agent";
 /// Wait before the agent is dialled again, at first and at most.
 const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// Time for connecting and telling the agent what there is.
@@ -54,6 +57,7 @@ pub struct Connection {
     agent: AgentClient<Channel>,
     mailbox: Mailbox,
     closed: CancellationToken,
+    _driving: Driving,
 }
 
 impl Connection {
@@ -239,18 +243,11 @@ impl Dialer {
         if found != self.agent_uid {
             return Err(Error::Peer { socket: AGENT_SOCKET, found, expected: self.agent_uid });
         }
-        // One stream for one connection: when it ends, the channel cannot quietly reach another agent process.
-        let once = Arc::new(Mutex::new(Some(TokioIo::new(stream))));
-        let connector = tower::service_fn(move |_| {
-            let stream = once.lock().unwrap_or_else(PoisonError::into_inner).take();
-            std::future::ready(stream.ok_or(std::io::Error::from(std::io::ErrorKind::NotConnected)))
-        });
-        let channel = Endpoint::from_static("http://countersign-agent")
-            .connect_with_connector(connector)
-            .await
-            .map_err(|error| dial(std::io::Error::other(error)))?;
-        let agent = AgentClient::new(channel);
-        let connection = Connection { epoch, agent, mailbox, closed: CancellationToken::new() };
+        let (channel, driving) =
+            Channel::open(stream).await.map_err(|error| dial(std::io::Error::other(error)))?;
+        let agent = AgentClient::with_origin(channel, Uri::from_static(AUTHORITY));
+        let closed = CancellationToken::new();
+        let connection = Connection { epoch, agent, mailbox, closed, _driving: driving };
 
         // In flight first: a publish that ends between the two is in the table by then.
         let mut ids = self.inflight.publishing();

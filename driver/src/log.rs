@@ -31,6 +31,8 @@ pub enum Severity {
     Info,
     /// And how.
     Debug,
+    /// And whatever else: the same level can be asked of driver and agent.
+    Trace,
 }
 
 impl From<Severity> for Level {
@@ -40,6 +42,7 @@ impl From<Severity> for Level {
             Severity::Warn => Self::WARN,
             Severity::Info => Self::INFO,
             Severity::Debug => Self::DEBUG,
+            Severity::Trace => Self::TRACE,
         }
     }
 }

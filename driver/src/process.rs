@@ -7,13 +7,15 @@ use std::time::Duration;
 use countersign_proto::agent::STATUS_SOCKET;
 use countersign_proto::csi::identity_server::IdentityServer;
 use countersign_proto::csi::node_server::NodeServer;
+use http::Request;
+use hyper::body::Incoming;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::Server;
+use tonic::codegen::Service;
+use tonic::server::NamedService;
 
 use crate::config::Config;
 use crate::error::{Error, sentence};
@@ -25,6 +27,7 @@ use crate::mount::Kernel;
 use crate::node::{self, NodeService};
 use crate::registration::{self, Plugin, Standing};
 use crate::request::Rules;
+use crate::serving::{self, Answer, not_offered, service_of};
 use crate::sockets::{self, Audience};
 use crate::status::{self, Report};
 use crate::target::KubeletRoot;
@@ -100,20 +103,16 @@ impl Driver {
         let status_socket = config.link_dir.join(STATUS_SOCKET);
         let status_listener = status::listen(&status_socket)?;
 
-        let csi = Server::builder()
-            .add_service(IdentityServer::new(identity))
-            .add_service(NodeServer::new(node))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.clone().cancelled_owned());
+        let csi = serving::serve(listener, csi(identity, node), stop.clone());
         // A part that ends by itself ends the others.
         let ending = |outcome: Result<(), Error>| {
             stop.cancel();
             outcome
         };
-        let csi = async { ending(csi.await.map_err(|source| Error::Serve { socket: "CSI", source })) };
         let registration = async {
             ending(registration::serve(config.registration_socket, plugin, standing, stop.clone()).await)
         };
-        let serving = async { tokio::try_join!(csi, registration).map(drop) };
+        let serving = async { tokio::join!(csi, registration).1 };
         let status = status::serve(status_listener, report, stop.clone());
         // The link outlives the servers: calls that are still running need it.
         let unlinked = CancellationToken::new();
@@ -144,6 +143,16 @@ impl Driver {
             }
         }
         outcome
+    }
+}
+
+/// The two services of the CSI socket.
+fn csi(identity: IdentityService, node: NodeService) -> impl Fn(Request<Incoming>) -> Answer + Clone + Send {
+    let (identity, node) = (IdentityServer::new(identity), NodeServer::new(node));
+    move |request| match service_of(&request) {
+        IdentityServer::<IdentityService>::NAME => identity.clone().call(request),
+        NodeServer::<NodeService>::NAME => node.clone().call(request),
+        _ => not_offered(),
     }
 }
 

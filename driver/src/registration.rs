@@ -9,15 +9,17 @@ use countersign_proto::registration::registration_server::{Registration, Registr
 use countersign_proto::registration::{
     InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
 };
+use hyper::body::Incoming;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+use tonic::codegen::Service as _;
+use tonic::server::NamedService;
 use tonic::{Request, Response, Status};
 
 use crate::error::{Error, sentence};
+use crate::serving::{self, Answer, not_offered, service_of};
 use crate::sockets::{self, Audience};
 
 /// Versions of CSI that kubelet is told, as its own registrar says it.
@@ -82,7 +84,7 @@ impl Registration for Service {
 /// is how kubelet is asked again.
 ///
 /// # Errors
-/// [`Error::Path`] when it can't listen at `path`, [`Error::Serve`].
+/// [`Error::Path`] when it can't listen at `path`.
 pub async fn serve(
     path: PathBuf,
     plugin: Plugin,
@@ -95,7 +97,7 @@ pub async fn serve(
         let service = Service { plugin: plugin.clone(), standing: standing.clone() };
         let refused = until_refused(listener, service, standing.subscribe(), &stop).await;
         withdraw(&path);
-        if refused? {
+        if refused {
             stop.run_until_cancelled(sleep(pause)).await;
             pause = (pause * 2).min(AGAIN.1);
         }
@@ -109,12 +111,17 @@ async fn until_refused(
     service: Service,
     mut standing: watch::Receiver<Standing>,
     stop: &CancellationToken,
-) -> Result<bool, Error> {
+) -> bool {
     standing.mark_unchanged();
     let ended = stop.child_token();
-    let served = Server::builder()
-        .add_service(RegistrationServer::new(service))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended.clone().cancelled_owned());
+    let server = RegistrationServer::new(service);
+    let services = move |request: http::Request<Incoming>| -> Answer {
+        match service_of(&request) {
+            RegistrationServer::<Service>::NAME => server.clone().call(request),
+            _ => not_offered(),
+        }
+    };
+    let served = serving::serve(listener, services, ended.clone());
     let mut refused = false;
     let watched = async {
         loop {
@@ -128,16 +135,8 @@ async fn until_refused(
             }
         }
     };
-    let (served, ()) = tokio::join!(
-        async {
-            let served = served.await;
-            ended.cancel();
-            served
-        },
-        watched
-    );
-    served.map_err(|source| Error::Serve { socket: "registration", source })?;
-    Ok(refused)
+    tokio::join!(served, watched);
+    refused
 }
 
 fn withdraw(path: &Path) {

@@ -27,6 +27,14 @@ impl SopsStore {
         Ok(Self { agent: agent.to_owned(), directory: directory.to_owned(), recipient })
     }
 
+    /// One whose key was made before.
+    pub fn open(agent: &Path, directory: &Path, key: &Path) -> Result<Self> {
+        let text = fs::read_to_string(key).with_context(|| key.display().to_string())?;
+        let recipient = text.lines().find_map(|line| line.strip_prefix("# public key: "));
+        let recipient = recipient.context("an age key names its public key")?.trim().to_owned();
+        Ok(Self { agent: agent.to_owned(), directory: directory.to_owned(), recipient })
+    }
+
     /// Where the files are.
     pub fn directory(&self) -> &Path {
         &self.directory

@@ -3,8 +3,9 @@ use std::collections::BTreeMap;
 use futures_util::future::join_all;
 
 use super::*;
+use crate::identity::Identity;
 use crate::secret::Secret;
-use crate::testing::{FakeSources, identity};
+use crate::testing::{FakeSources, caller, identity};
 
 fn source(path: &str) -> Source {
     Source { store: "s".into(), path: path.into(), version: None, options: BTreeMap::new() }
@@ -19,6 +20,10 @@ fn text(look: &Look) -> &[u8] {
 
 const AGE: Duration = Duration::from_secs(60);
 
+async fn ask(cache: &Cache, sources: &FakeSources, entry: &Entry, identity: &Identity) -> Look {
+    cache.look(sources, entry, caller(identity), AGE).await.unwrap()
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_read_for_all_who_ask_at_once() {
     let sources = FakeSources::default();
@@ -26,7 +31,7 @@ async fn one_read_for_all_who_ask_at_once() {
     sources.delay(Duration::from_millis(50));
     let (cache, me) = (Cache::new(Clock::system()), identity("spiffe://t/ns/n/sa/a"));
     let entries: Vec<_> = (0..250).map(|_| cache.entry(&me.spiffe_id, &source("a"))).collect();
-    let looks = join_all(entries.iter().map(|entry| cache.look(&sources, entry, &me, AGE))).await;
+    let looks = join_all(entries.iter().map(|entry| ask(&cache, &sources, entry, &me))).await;
     assert!(looks.iter().all(|look| text(look) == b"1"));
     assert_eq!((sources.reads(), cache.len()), (1, 1));
 }
@@ -38,8 +43,8 @@ async fn identities_never_share_an_answer() {
     let cache = Cache::new(Clock::system());
     let (one, two) = (identity("spiffe://t/ns/n/sa/one"), identity("spiffe://t/ns/n/sa/two"));
     let (e1, e2) = (cache.entry(&one.spiffe_id, &source("a")), cache.entry(&two.spiffe_id, &source("a")));
-    cache.look(&sources, &e1, &one, AGE).await;
-    cache.look(&sources, &e2, &two, AGE).await;
+    ask(&cache, &sources, &e1, &one).await;
+    ask(&cache, &sources, &e2, &two).await;
     assert_eq!(sources.reads(), 2);
 }
 
@@ -49,14 +54,14 @@ async fn an_answer_is_good_for_its_time_and_no_longer() {
     sources.put("a", "1");
     let (cache, me) = (Cache::new(Clock::system()), identity("spiffe://t/ns/n/sa/a"));
     let entry = cache.entry(&me.spiffe_id, &source("a"));
-    let first = cache.look(&sources, &entry, &me, AGE).await;
+    let first = ask(&cache, &sources, &entry, &me).await;
     let wait = first.due - Instant::now();
     assert!(wait >= AGE.mul_f64(0.9) && wait <= AGE.mul_f64(1.1), "{wait:?}");
     sources.put("a", "2");
     tokio::time::advance(Duration::from_secs(53)).await;
-    assert_eq!(text(&cache.look(&sources, &entry, &me, AGE).await), b"1");
+    assert_eq!(text(&ask(&cache, &sources, &entry, &me).await), b"1");
     tokio::time::advance(Duration::from_secs(14)).await;
-    assert_eq!(text(&cache.look(&sources, &entry, &me, AGE).await), b"2");
+    assert_eq!(text(&ask(&cache, &sources, &entry, &me).await), b"2");
     assert_eq!(sources.reads(), 2);
 }
 
@@ -66,17 +71,17 @@ async fn trouble_keeps_the_last_good_answer_and_backs_off() {
     sources.put("a", "1");
     let (cache, me) = (Cache::new(Clock::system()), identity("spiffe://t/ns/n/sa/a"));
     let entry = cache.entry(&me.spiffe_id, &source("a"));
-    cache.look(&sources, &entry, &me, AGE).await;
+    ask(&cache, &sources, &entry, &me).await;
     sources.fail(Error::StoreUnavailable { store: "s".into(), problem: "down".into(), retry_after: None });
     tokio::time::advance(AGE * 2).await;
     let mut pauses = Vec::new();
     for _ in 0..9 {
-        let look = cache.look(&sources, &entry, &me, AGE).await;
+        let look = ask(&cache, &sources, &entry, &me).await;
         assert_eq!(text(&look), b"1");
         assert_eq!(look.trouble.as_ref().map(Error::code), Some(tonic::Code::Unavailable));
         // Asked again before its time, the store is left alone.
         let reads = sources.reads();
-        cache.look(&sources, &entry, &me, AGE).await;
+        ask(&cache, &sources, &entry, &me).await;
         assert_eq!(sources.reads(), reads);
         pauses.push((look.due - Instant::now()).as_secs_f64());
         tokio::time::advance(look.due - Instant::now()).await;
@@ -85,7 +90,7 @@ async fn trouble_keeps_the_last_good_answer_and_backs_off() {
         assert!((doubled * 0.89..=doubled * 1.11).contains(pause), "{pauses:?}");
     }
     sources.heal();
-    let look = cache.look(&sources, &entry, &me, AGE).await;
+    let look = ask(&cache, &sources, &entry, &me).await;
     assert!(look.trouble.is_none());
 }
 
@@ -96,7 +101,7 @@ async fn retry_after_is_obeyed() {
     sources.fail(Error::StoreUnavailable { store: "s".into(), problem: "busy".into(), retry_after: asked });
     let (cache, me) = (Cache::new(Clock::system()), identity("spiffe://t/ns/n/sa/a"));
     let entry = cache.entry(&me.spiffe_id, &source("a"));
-    let look = cache.look(&sources, &entry, &me, AGE).await;
+    let look = ask(&cache, &sources, &entry, &me).await;
     assert!(look.document.is_none());
     assert!(look.due - Instant::now() >= Duration::from_secs(270));
 }
@@ -113,9 +118,9 @@ async fn a_store_that_hangs_is_given_up_and_slows_no_other() {
         .collect();
     let quick = cache.entry(&me.spiffe_id, &source("a"));
     let began = Instant::now();
-    let hanging = join_all(slow.iter().map(|entry| cache.look(&sources, entry, &me, AGE)));
+    let hanging = join_all(slow.iter().map(|entry| ask(&cache, &sources, entry, &me)));
     let answered = async {
-        let look = cache.look(&sources, &quick, &me, AGE).await;
+        let look = ask(&cache, &sources, &quick, &me).await;
         (look, Instant::now() - began)
     };
     let (looks, (look, took)) = tokio::join!(hanging, answered);
@@ -131,7 +136,7 @@ async fn an_entry_lives_as_long_as_somebody_holds_it() {
     sources.put("a", "1");
     let (cache, me) = (Cache::new(Clock::system()), identity("spiffe://t/ns/n/sa/a"));
     let entry = cache.entry(&me.spiffe_id, &source("a"));
-    cache.look(&sources, &entry, &me, AGE).await;
+    ask(&cache, &sources, &entry, &me).await;
     drop(entry);
     assert!(cache.is_empty());
     for n in 0..1000 {
@@ -146,10 +151,47 @@ async fn an_equal_version_keeps_the_document_that_is_held() {
     sources.put("a", "1");
     let (cache, me) = (Cache::new(Clock::system()), identity("spiffe://t/ns/n/sa/a"));
     let entry = cache.entry(&me.spiffe_id, &source("a"));
-    let first = cache.look(&sources, &entry, &me, AGE).await.document.unwrap();
+    let first = ask(&cache, &sources, &entry, &me).await.document.unwrap();
     tokio::time::advance(AGE * 2).await;
-    let second = cache.look(&sources, &entry, &me, AGE).await.document.unwrap();
+    let second = ask(&cache, &sources, &entry, &me).await.document.unwrap();
     assert_eq!(sources.reads(), 2);
     assert!(Arc::ptr_eq(&first, &second));
     assert_eq!(*first, Node::Text(Secret::from("1".to_owned())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_volumes_must_not_share_is_read_for_each() {
+    let sources = FakeSources::default();
+    sources.put("a", "1");
+    sources.set_apart("a");
+    let (cache, me) = (Cache::new(Clock::system()), identity("spiffe://t/ns/n/sa/a"));
+    let (one, two) = (VolumeId::from("one"), VolumeId::from("two"));
+    let shared = cache.entry(&me.spiffe_id, &source("a"));
+    let (own, look) = cache.look_for(&one, &sources, shared, caller(&me), AGE).await;
+    assert_eq!((text(&look), sources.reads()), (&b"1"[..], 1));
+    let (own, _) = cache.look_for(&one, &sources, own, caller(&me), AGE).await;
+    assert_eq!(sources.reads(), 1, "its own entry is known from then on");
+    let shared = cache.entry(&me.spiffe_id, &source("a"));
+    let (other, _) = cache.look_for(&two, &sources, shared, caller(&me), AGE).await;
+    assert_eq!((sources.reads(), cache.len()), (2, 2));
+    assert!(!Arc::ptr_eq(&own, &other));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_store_may_know_better_how_long_an_answer_is_good_for() {
+    let sources = FakeSources::default();
+    sources.put("a", "1");
+    let (cache, me) = (Cache::new(Clock::system()), identity("spiffe://t/ns/n/sa/a"));
+    let hour = Duration::from_secs(3600);
+    for (fresh, from, to) in [
+        (Fresh::AsAsked, 54, 66),
+        (Fresh::AtMost(hour), 54, 66),
+        (Fresh::AtMost(Duration::from_secs(7)), 7, 7),
+        (Fresh::Exactly(hour), 3600, 3600),
+    ] {
+        sources.good_for(fresh);
+        let entry = cache.entry(&me.spiffe_id, &source("a"));
+        let due = ask(&cache, &sources, &entry, &me).await.due - Instant::now();
+        assert!((Duration::from_secs(from)..=Duration::from_secs(to)).contains(&due), "{fresh:?}: {due:?}");
+    }
 }

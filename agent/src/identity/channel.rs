@@ -1,8 +1,7 @@
-//! The one connection to the issuer: TLS whose roots are the bundle file's, made again when they change.
+//! TLS to the issuer: whom to trust, under which name, by which clock.
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -10,22 +9,21 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
-use tokio::sync::Mutex;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::clock::Clock;
-use crate::identity::reread::{Reread, RereadError};
+use crate::identity::X509Svid;
 
 /// The name in the issuer's serving certificate, whatever address it is reached at.
 pub(crate) const SERVER_NAME: &str = "countersign-issuer";
 /// How long connecting and the TLS handshake may take together.
-const CONNECT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT: Duration = Duration::from_secs(3);
 /// How often an idle connection is tried, so that a dead one is found before it is needed.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
@@ -60,105 +58,77 @@ pub(crate) fn client_config(roots: RootCertStore, clock: Clock) -> Result<Client
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// The bundle file, parsed; the text tells whether it changed.
-struct Bundle {
-    pem: Vec<u8>,
+/// A client's TLS configuration that trusts `roots` alone and shows `svid`.
+pub(crate) fn client_config_as(
     roots: RootCertStore,
-}
-
-/// A lazily connected channel, and the state of the bundle it trusts.
-struct Connected {
-    bundle: Arc<Bundle>,
-    channel: Channel,
-}
-
-/// Hands out the channel to the issuer.
-pub(crate) struct IssuerChannel {
-    address: String,
-    bundle: Reread<Bundle>,
+    svid: &X509Svid,
     clock: Clock,
-    connected: Mutex<Option<Connected>>,
+) -> Result<ClientConfig, rustls::Error> {
+    let builder = ClientConfig::builder_with_details(Arc::new(default_provider()), Arc::new(TlsTime(clock)))
+        .with_safe_default_protocol_versions()?;
+    let chain = svid.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
+    let key = PrivatePkcs8KeyDer::from(svid.key.expose().to_vec());
+    builder.with_root_certificates(roots).with_client_auth_cert(chain, key.into())
 }
 
-/// Why there is no channel.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ChannelError {
-    /// The bundle file.
-    #[error("{0}; the issuer's --bundle-out writes it")]
-    Bundle(RereadError),
-    /// The address.
-    #[error("the issuer's address {address} is not HOST:PORT")]
-    Address {
-        /// As it was given.
-        address: String,
-    },
-    /// The TLS library's refusal.
-    #[error("TLS can't be configured: {0}")]
-    Tls(rustls::Error),
-}
+/// Connects to replicas of the issuer.
+#[derive(Clone)]
+pub(crate) struct Dialer(TlsConnector);
 
-impl IssuerChannel {
-    pub(crate) fn new(address: String, bundle: PathBuf, clock: Clock) -> Self {
-        let bundle = Reread::new("trust bundle", bundle, clock, |pem| {
-            Ok(Bundle { pem: pem.to_vec(), roots: roots(pem)? })
-        });
-        Self { address, bundle, clock, connected: Mutex::new(None) }
-    }
-
-    pub(crate) fn address(&self) -> &str {
-        &self.address
-    }
-
-    /// The channel. It connects on first use and again after every failure; a changed bundle makes a new one, and
-    /// calls under way on the old one go on.
-    pub(crate) async fn channel(&self) -> Result<Channel, ChannelError> {
-        let bundle = self.bundle.current().await.map_err(ChannelError::Bundle)?;
-        let mut connected = self.connected.lock().await;
-        if let Some(last) = &*connected
-            && last.bundle.pem == bundle.pem
-        {
-            return Ok(last.channel.clone());
-        }
-        if connected.is_some() {
-            tracing::info!(bundle = %self.bundle.path().display(), "the trust bundle changed, connecting anew");
-        }
-        let channel = self.connect(bundle.roots.clone())?;
-        *connected = Some(Connected { bundle, channel: channel.clone() });
-        Ok(channel)
-    }
-
-    fn connect(&self, roots: RootCertStore) -> Result<Channel, ChannelError> {
-        let address = || ChannelError::Address { address: self.address.clone() };
-        let mut config = client_config(roots, self.clock).map_err(ChannelError::Tls)?;
+impl Dialer {
+    /// Trusts `roots` alone.
+    pub(crate) fn new(roots: RootCertStore, clock: Clock) -> Result<Self, rustls::Error> {
+        let mut config = client_config(roots, clock)?;
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let tls = TlsConnector::from(Arc::new(config));
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).map_err(|_| address())?;
-        if endpoint.uri().port_u16().is_none() {
-            return Err(address());
+        Ok(Self(TlsConnector::from(Arc::new(config))))
+    }
+
+    /// A connection to one replica: it is whom it should be.
+    pub(crate) async fn dial(&self, address: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+        let dialing = async {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            let name = ServerName::try_from(SERVER_NAME).map_err(std::io::Error::other)?;
+            self.0.connect(name, stream).await
+        };
+        match tokio::time::timeout(CONNECT, dialing).await {
+            Ok(result) => result,
+            Err(_) => {
+                let problem = format!("no connection within {} s", CONNECT.as_secs());
+                Err(std::io::Error::new(std::io::ErrorKind::TimedOut, problem))
+            }
         }
-        let endpoint = endpoint
+    }
+
+    /// A channel to one replica. It connects on first use and again after every failure.
+    pub(crate) fn channel(&self, address: SocketAddr) -> Channel {
+        let dialer = self.clone();
+        Endpoint::from(Uri::from_static("http://countersign-issuer"))
             .origin(Uri::from_static("https://countersign-issuer"))
-            .connect_timeout(CONNECT)
             .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(CONNECT);
-        let address: Arc<str> = self.address.as_str().into();
-        Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-            let (tls, address) = (tls.clone(), Arc::clone(&address));
-            async move { dial(&tls, &address).await.map(TokioIo::new) }
-        })))
+            .keep_alive_timeout(CONNECT)
+            .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+                let dialer = dialer.clone();
+                async move { dialer.dial(address).await.map(TokioIo::new) }
+            }))
     }
 }
 
-async fn dial(tls: &TlsConnector, address: &str) -> std::io::Result<TlsStream<TcpStream>> {
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
-    let stream = TcpStream::connect(addresses.as_slice()).await?;
-    stream.set_nodelay(true)?;
-    let name = ServerName::try_from(SERVER_NAME).map_err(std::io::Error::other)?;
-    tls.connect(name, stream).await
-}
-
-impl fmt::Debug for IssuerChannel {
+impl fmt::Debug for Dialer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "IssuerChannel({})", self.address)
+        f.write_str("Dialer")
     }
+}
+
+/// The last cause of an error: "connection refused" says more than "transport error". `clocks` says whose clocks to
+/// compare when it is about time.
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static), clocks: &str) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    let text = last.to_string();
+    // The TLS library compares with our clock, and that may be the wrong one.
+    let timely = ["not valid yet", "expired"].iter().any(|word| text.contains(word));
+    if timely && text.contains("certificate") { format!("{text}; compare the clocks {clocks}") } else { text }
 }

@@ -10,6 +10,7 @@ use super::Source;
 use super::embedded::{self, Embedded};
 use super::spire::{self, Socket, Spire};
 use crate::clock::Clock;
+use crate::kubernetes::{ApiArgs, ObjectName, Resource};
 use crate::spiffe::TrustDomain;
 
 /// A source by its name.
@@ -39,12 +40,16 @@ pub struct SourceArgs {
     /// Where the pods' identities come from
     #[arg(long, env = "COUNTERSIGN_IDENTITY_SOURCE", value_enum, default_value_t = Kind::Auto)]
     pub identity_source: Kind,
-    /// Embedded issuer: address of its TLS port, as host:port
+    /// Embedded issuer: address of its TLS port, as host:port; all addresses behind the host are replicas, and so are
+    /// several with commas between them
     #[arg(long, env = "COUNTERSIGN_ISSUER_ADDRESS")]
     pub issuer_address: Option<String>,
     /// Embedded issuer: PEM file with the roots it is known by; read again when it changes
     #[arg(long, env = "COUNTERSIGN_ISSUER_BUNDLE")]
     pub issuer_bundle: Option<PathBuf>,
+    /// Embedded issuer: `ConfigMap` (namespace/name) in which its replicas publish the roots they are known by; watched
+    #[arg(long, env = "COUNTERSIGN_BUNDLE_CONFIGMAP", conflicts_with = "issuer_bundle")]
+    pub bundle_configmap: Option<String>,
     /// Embedded issuer: file with the agent's own pod-bound service account token; read again when it changes
     #[arg(long, env = "COUNTERSIGN_AGENT_TOKEN")]
     pub agent_token: Option<PathBuf>,
@@ -73,20 +78,28 @@ pub enum ChoiceError {
         /// The flag, and what it is.
         missing: &'static str,
     },
+    /// Where the embedded issuer's roots come from.
+    #[error("{0}")]
+    Bundle(String),
     /// There is nothing to choose from.
     #[error(
-        "no identity source is configured: give --issuer-address, --issuer-bundle and --agent-token for the embedded issuer, or --spire-workload-socket and --spire-broker-socket for SPIRE"
+        "no identity source is configured: give --issuer-address, --agent-token and --issuer-bundle or --bundle-configmap for the embedded issuer, or --spire-workload-socket and --spire-broker-socket for SPIRE"
     )]
     Nothing,
 }
 
 /// Makes the source that `args` ask for; says which, and why, in the log.
-pub fn choose(args: SourceArgs, trust_domain: TrustDomain, clock: Clock) -> Result<Source, ChoiceError> {
+pub fn choose(
+    args: SourceArgs,
+    api: &ApiArgs,
+    trust_domain: TrustDomain,
+    clock: Clock,
+) -> Result<Source, ChoiceError> {
     let (kind, reason) = match args.identity_source {
         Kind::Auto => found(&args)?,
         given @ (Kind::Embedded | Kind::SpireBroker) => (given, "it is configured so"),
     };
-    let source = build(args, kind, trust_domain, clock)?;
+    let source = build(args, api, kind, trust_domain, clock)?;
     info!(source = %kind, reason, "identity source chosen");
     Ok(source)
 }
@@ -105,6 +118,7 @@ fn found(args: &SourceArgs) -> Result<(Kind, &'static str), ChoiceError> {
 
 fn build(
     args: SourceArgs,
+    api: &ApiArgs,
     kind: Kind,
     trust_domain: TrustDomain,
     clock: Clock,
@@ -115,9 +129,7 @@ fn build(
             address: args.issuer_address.ok_or_else(|| {
                 missing("--issuer-address, the host:port of the issuer's TLS port")
             })?,
-            bundle: args
-                .issuer_bundle
-                .ok_or_else(|| missing("--issuer-bundle, the PEM file that the issuer's --bundle-out writes"))?,
+            bundle: bundle_source(args.issuer_bundle, args.bundle_configmap, api)?,
             agent_token: args
                 .agent_token
                 .ok_or_else(|| missing("--agent-token, the file with this agent's own projected token"))?,
@@ -139,6 +151,29 @@ fn build(
     }
 }
 
+/// The one of two flags that says where the roots come from.
+fn bundle_source(
+    file: Option<PathBuf>,
+    object: Option<String>,
+    api: &ApiArgs,
+) -> Result<embedded::BundleSource, ChoiceError> {
+    match (file, object) {
+        (Some(file), None) => Ok(embedded::BundleSource::File(file)),
+        (None, Some(object)) => {
+            let object = ObjectName::namespaced(Resource::ConfigMaps, &object)
+                .ok_or_else(|| ChoiceError::Bundle("--bundle-configmap: must be NAMESPACE/NAME".to_owned()))?;
+            let server = api
+                .server("--bundle-configmap")
+                .map_err(|problem| ChoiceError::Bundle(format!("--kubernetes-url: {problem}")))?;
+            Ok(embedded::BundleSource::ConfigMap(server, object))
+        }
+        (None, None) | (Some(_), Some(_)) => Err(ChoiceError::Missing {
+            source_kind: Kind::Embedded,
+            missing: "exactly one of --issuer-bundle, the PEM file that the issuer's --bundle-out writes, and --bundle-configmap",
+        }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -149,6 +184,8 @@ mod tests {
     struct Cli {
         #[command(flatten)]
         args: SourceArgs,
+        #[command(flatten)]
+        api: ApiArgs,
     }
 
     const ISSUER: [&str; 6] =
@@ -159,7 +196,7 @@ mod tests {
     fn chosen(flags: &[&str]) -> Result<&'static str, String> {
         let cli =
             Cli::try_parse_from(std::iter::once(&"agent").chain(flags)).map_err(|error| error.to_string())?;
-        match choose(cli.args, "example.org".parse().unwrap(), Clock::system()) {
+        match choose(cli.args, &cli.api, "example.org".parse().unwrap(), Clock::system()) {
             Ok(Source::Embedded(_)) => Ok("embedded"),
             Ok(Source::Spire(_)) => Ok("spire"),
             Err(error) => Err(error.to_string()),

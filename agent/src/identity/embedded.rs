@@ -3,38 +3,38 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use countersign_proto::issuer::issuer_client::IssuerClient;
 use countersign_proto::issuer::{self as wire, proof};
 use rcgen::{CertificateParams, DistinguishedName};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::Error;
 use crate::clock::Clock;
-use crate::identity::channel::IssuerChannel;
 use crate::identity::key::PrivateKey;
 use crate::identity::renewal::{self, renew_at};
+use crate::identity::replicas::{DEADLINE, Replicas, Unanswered};
 use crate::identity::reread::{self, Reread};
 use crate::identity::svid::{Broken, unix, verify_jwt, verify_x509};
 use crate::identity::token::glance;
+use crate::identity::trust::Trust;
 use crate::identity::{Identity, JwtSvid, Token, Workload, X509Svid};
+use crate::kubernetes::{Api, ObjectName, Server};
 use crate::secret::Secret;
 use crate::spiffe::{SpiffeId, TrustDomain};
 
-/// How long one call to the issuer may take, connecting included.
-const DEADLINE: Duration = Duration::from_secs(10);
 /// A token that ends sooner than this might end on the way.
 const TOKEN_MARGIN: i64 = 5;
 
 /// What the agent has to know of the issuer.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `HOST:PORT`.
+    /// `HOST:PORT`, or several with commas between them. All addresses behind a name are replicas.
     pub address: String,
-    /// PEM file with the roots of the trust domain; read again when it changes.
-    pub bundle: PathBuf,
+    /// Where the roots of the trust domain come from.
+    pub bundle: BundleSource,
     /// File with the agent's own pod-bound token; read again when it changes.
     pub agent_token: PathBuf,
     /// The audience of that token and of the workloads' tokens.
@@ -45,10 +45,19 @@ pub struct Config {
     pub clock: Clock,
 }
 
-/// Client of the embedded issuer, one connection for all workloads.
+/// Where the roots of the trust domain come from.
+#[derive(Debug, Clone)]
+pub enum BundleSource {
+    /// A PEM file; read again when it changes.
+    File(PathBuf),
+    /// The `ConfigMap` in which the issuer's replicas publish them.
+    ConfigMap(Server, ObjectName),
+}
+
+/// Client of the embedded issuer, one connection to each replica for all workloads.
 #[derive(Debug)]
 pub struct Embedded {
-    issuer: IssuerChannel,
+    issuer: Replicas,
     agent_token: Reread<Secret>,
     audience: String,
     trust_domain: TrustDomain,
@@ -59,13 +68,29 @@ impl Embedded {
     /// A client; it connects when it is first used.
     #[must_use]
     pub fn new(config: Config) -> Self {
+        let trust = match config.bundle {
+            BundleSource::File(path) => Trust::file(path, config.clock),
+            BundleSource::ConfigMap(server, object) => {
+                Trust::watched(Arc::new(Api::new(server, config.clock)), object)
+            }
+        };
         Self {
-            issuer: IssuerChannel::new(config.address, config.bundle, config.clock),
+            issuer: Replicas::new(config.address, trust, config.clock),
             agent_token: Reread::new("agent token", config.agent_token, config.clock, reread::token),
             audience: config.audience,
             trust_domain: config.trust_domain,
             clock: config.clock,
         }
+    }
+
+    /// Keeps the roots up to date until `shutdown`.
+    pub async fn run(&self, shutdown: &CancellationToken) {
+        self.issuer.run(shutdown).await;
+    }
+
+    /// Whether the issuer was reached when that was last tried; else why not.
+    pub fn reached(&self) -> Result<(), String> {
+        self.issuer.reached()
     }
 
     /// A new X.509-SVID with a new key for `workload`, verified.
@@ -83,8 +108,9 @@ impl Embedded {
         let csr = request_for(&key)?;
         let proof = self.proof(workload, tokens, current, &csr)?;
         let request = wire::SignRequest { workload: Some(wire_workload(workload)), proof: Some(proof), csr };
-        let (mut client, request) = self.call(request).await?;
-        let answer = self.within_deadline(client.sign(request)).await?;
+        let answer = self
+            .call(request, async |mut client: IssuerClient<Channel>, request| client.sign(request).await)
+            .await?;
         let now = self.clock.wall();
         let (not_before, not_after) =
             verify_x509(&answer.chain, &answer.roots, &expected, &key.public_key_info(), now)
@@ -121,8 +147,10 @@ impl Embedded {
             proof: Some(proof),
             audience: audience.to_owned(),
         };
-        let (mut client, request) = self.call(request).await?;
-        let token = Secret::from(self.within_deadline(client.mint_jwt(request)).await?.token);
+        let answer = self
+            .call(request, async |mut client: IssuerClient<Channel>, request| client.mint_jwt(request).await)
+            .await?;
+        let token = Secret::from(answer.token);
         let now = self.clock.wall();
         let expires =
             verify_jwt(&token, &expected, audience, now).map_err(|broken| unusable("JWT-SVID", &broken))?;
@@ -186,9 +214,15 @@ impl Embedded {
         Ok(wire::Proof { proof: Some(proof::Proof::Renewal(renewal)) })
     }
 
-    /// The client, and the request with the agent's own token and its deadline.
-    async fn call<T>(&self, message: T) -> Result<(IssuerClient<Channel>, Request<T>), Error> {
-        let channel = self.issuer.channel().await.map_err(|error| unavailable(error.to_string()))?;
+    /// Calls the issuer with the agent's own token.
+    async fn call<Q: Clone, A, F>(
+        &self,
+        message: Q,
+        call: impl Fn(IssuerClient<Channel>, Request<Q>) -> F,
+    ) -> Result<A, Error>
+    where
+        F: Future<Output = Result<tonic::Response<A>, Status>>,
+    {
         let token = self.agent_token.current().await.map_err(|error| {
             unavailable(format!("{error}; it is the agent's own projected token for {:?}", self.audience))
         })?;
@@ -198,63 +232,24 @@ impl Embedded {
             .map_err(|_| unavailable("the agent token can't be sent: it has odd characters"))?;
         // Keeps the token out of the header compression's table and out of anybody's Debug.
         bearer.set_sensitive(true);
-        let mut request = Request::new(message);
-        request.metadata_mut().insert("authorization", bearer);
-        request.set_timeout(DEADLINE);
-        Ok((IssuerClient::new(channel), request))
-    }
-
-    async fn within_deadline<T>(
-        &self,
-        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
-    ) -> Result<T, Error> {
-        match tokio::time::timeout(DEADLINE, call).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(self.refusal(&status)),
-            Err(_) => Err(unavailable(format!(
-                "the issuer at {} did not answer within {} s",
-                self.issuer.address(),
-                DEADLINE.as_secs()
-            ))),
-        }
-    }
-
-    /// The issuer's codes become ours: who can heal it decides.
-    fn refusal(&self, status: &Status) -> Error {
-        let address = self.issuer.address();
-        match status.code() {
-            Code::Unauthenticated => {
-                Error::Unauthenticated { problem: format!("the issuer refuses: {}", status.message()) }
-            }
-            Code::PermissionDenied
-            | Code::InvalidArgument
-            | Code::NotFound
-            | Code::AlreadyExists
-            | Code::FailedPrecondition
-            | Code::OutOfRange
-            | Code::Unimplemented => refused(format!("the issuer refuses: {}", status.message())),
-            Code::Unavailable
-            | Code::DeadlineExceeded
-            | Code::Ok
-            | Code::Cancelled
-            | Code::Unknown
-            | Code::ResourceExhausted
-            | Code::Aborted
-            | Code::Internal
-            | Code::DataLoss => unavailable(format!("the issuer at {address}: {}", innermost(status))),
+        let ask = |channel| {
+            let mut request = Request::new(message.clone());
+            request.metadata_mut().insert("authorization", bearer.clone());
+            request.set_timeout(DEADLINE);
+            call(IssuerClient::new(channel), request)
+        };
+        match self.issuer.call(ask).await {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(Unanswered::Unreached(problem) | Unanswered::Unable(problem)) => Err(unavailable(problem)),
+            Err(Unanswered::Refused(status)) => Err(refusal(&status)),
         }
     }
 }
 
-/// The last cause of a status: "connection refused" says more than "transport error".
-pub(super) fn innermost(status: &Status) -> String {
-    let mut cause = std::error::Error::source(status);
-    let mut text = None;
-    while let Some(error) = cause {
-        text = Some(error.to_string());
-        cause = error.source();
-    }
-    text.unwrap_or_else(|| status.message().to_owned())
+/// The issuer's codes become ours: who can heal it decides.
+fn refusal(status: &Status) -> Error {
+    let problem = format!("the issuer refuses: {}", status.message());
+    if status.code() == Code::Unauthenticated { Error::Unauthenticated { problem } } else { refused(problem) }
 }
 
 /// A CSR without names: the issuer would ignore them.

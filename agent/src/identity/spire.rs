@@ -93,7 +93,7 @@ impl Spire {
     }
 
     /// Follows SPIRE until `shutdown`: without it nobody is told anything. Owns the streams' tasks.
-    pub async fn run(&self, shutdown: CancellationToken) {
+    pub async fn run(&self, shutdown: &CancellationToken) {
         let mut born = self.born.lock().await;
         let mut streams = JoinSet::new();
         let office = Arc::clone(&self.office);
@@ -113,6 +113,11 @@ impl Spire {
             }
         }
         streams.shutdown().await;
+    }
+
+    /// Whether SPIRE has told us who we are; else why not.
+    pub(crate) fn reached(&self) -> Result<(), String> {
+        self.office.api.reached()
     }
 
     fn pods(&self) -> std::sync::MutexGuard<'_, HashMap<Workload, Weak<Pod>>> {

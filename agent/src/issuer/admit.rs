@@ -10,6 +10,7 @@ use crate::identity::key::verifies;
 use crate::identity::renewal::{self, SKEW};
 use crate::issuer::config::ServiceAccount;
 use crate::issuer::keys::Keys;
+use crate::issuer::publication::Publication;
 use crate::issuer::refusal::{Refusal, TokenFault, Whose};
 use crate::issuer::remembered::Reviews;
 use crate::issuer::review::{Reviewed, describe};
@@ -31,8 +32,10 @@ pub(crate) struct Admitted {
 
 /// Decides who is let in.
 pub(crate) struct Gate {
-    pub(crate) reviews: Reviews,
+    pub(crate) reviews: Arc<Reviews>,
     pub(crate) keys: Arc<Keys>,
+    /// Where the keys of other replicas are looked up; an issuer on its own has none.
+    pub(crate) publication: Option<Arc<Publication>>,
     pub(crate) agent: ServiceAccount,
     pub(crate) trust_domain: TrustDomain,
     pub(crate) renew_without_token: Duration,
@@ -54,7 +57,20 @@ impl Gate {
         match proof.and_then(|proof| proof.proof) {
             None => Err(Refusal::Token { whose: Whose::Workload, fault: TokenFault::Missing }),
             Some(proof::Proof::Token(token)) => self.by_token(&agent, pod, &Secret::from(token)).await,
-            Some(proof::Proof::Renewal(renewal)) => self.by_key(&agent, pod, &renewal, subject),
+            Some(proof::Proof::Renewal(renewal)) => {
+                self.know(&renewal.ticket).await;
+                self.by_key(&agent, pod, &renewal, subject)
+            }
+        }
+    }
+
+    /// Has the key of a ticket looked up that another replica may have signed a moment ago.
+    async fn know(&self, ticket: &str) {
+        if let Some(publication) = &self.publication
+            && let Some(kid) = ticket::signer(ticket)
+            && self.keys.jwt_key(&kid).is_none()
+        {
+            publication.look_again().await;
         }
     }
 
@@ -109,9 +125,13 @@ impl Gate {
         }
         same_node(agent, &ticket.node)?;
         if now.abs_diff(renewal.signed_at) > SKEW.as_secs() {
-            return Err(refuse(
-                "it was signed more than 60 s from now; compare the clocks of node and issuer",
-            ));
+            return Err(Refusal::Renewal(format!(
+                "it was signed at Unix time {}, and it is {now} at the issuer: more than {} s apart; \
+                 compare the clocks of node {:?} and issuer",
+                renewal.signed_at,
+                SKEW.as_secs(),
+                agent.node_name
+            )));
         }
         let point = ticket.cnf.jwk.point().ok_or_else(|| refuse("the ticket's key can't be read"))?;
         let message = renewal::message(&renewal.ticket, renewal.signed_at, subject);

@@ -3,15 +3,16 @@
 
 use std::io::{self, Write as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::issuer::jwt::{JwtKey, PublicJwk};
+use crate::issuer::anchor::Anchor;
+use crate::issuer::jwt::PublicJwk;
 use crate::issuer::keys::{Keys, REFRESH_HINT};
-use crate::issuer::root::Root;
 
 /// A key of a JWK Set.
 #[derive(Serialize)]
@@ -29,29 +30,29 @@ struct Key<'a> {
 }
 
 impl<'a> Key<'a> {
-    fn of_jwts(key: &'a JwtKey, usage: &'static str) -> Self {
-        Self { public: key.public(), usage, alg: Some("ES256"), kid: Some(key.kid()), x5c: None }
+    fn of_jwts(anchor: &'a Anchor, usage: &'static str) -> Self {
+        Self { public: &anchor.jwt_key, usage, alg: Some("ES256"), kid: Some(anchor.kid()), x5c: None }
     }
 
-    fn of_root(root: &'a Root) -> Self {
-        let x5c = [STANDARD.encode(&root.der)];
-        Self { public: &root.public, usage: "x509-svid", alg: None, kid: None, x5c: Some(x5c) }
+    fn of_root(anchor: &'a Anchor) -> Self {
+        let x5c = [STANDARD.encode(&anchor.root)];
+        Self { public: &anchor.root_key, usage: "x509-svid", alg: None, kid: None, x5c: Some(x5c) }
     }
 }
 
 /// The SPIFFE bundle: a JWK Set with the roots, the JWT keys, a sequence number and a refresh hint.
-pub(crate) fn spiffe(keys: &Keys) -> Value {
-    let (generations, sequence) = keys.published();
-    let roots = generations.iter().map(|generation| Key::of_root(&generation.root));
-    let jwts = generations.iter().map(|generation| Key::of_jwts(&generation.jwt, "jwt-svid"));
+pub(crate) fn spiffe(anchors: &[Arc<Anchor>], sequence: i64) -> Value {
+    let mut roots: Vec<&Anchor> = anchors.iter().map(AsRef::as_ref).collect();
+    roots.dedup_by(|one, two| one.root == two.root);
+    let roots = roots.into_iter().map(Key::of_root);
+    let jwts = anchors.iter().map(|anchor| Key::of_jwts(anchor, "jwt-svid"));
     let all: Vec<_> = roots.chain(jwts).collect();
     json!({ "keys": all, "spiffe_sequence": sequence, "spiffe_refresh_hint": REFRESH_HINT.as_secs() })
 }
 
 /// The JWT keys alone, as OIDC wants them (RFC 7517 §5).
-pub(crate) fn key_set(keys: &Keys) -> Value {
-    let (generations, _) = keys.published();
-    let all: Vec<_> = generations.iter().map(|generation| Key::of_jwts(&generation.jwt, "sig")).collect();
+pub(crate) fn key_set(anchors: &[Arc<Anchor>]) -> Value {
+    let all: Vec<_> = anchors.iter().map(|anchor| Key::of_jwts(anchor, "sig")).collect();
     json!({ "keys": all })
 }
 
@@ -68,11 +69,11 @@ pub(crate) fn discovery(issuer: &str) -> Value {
 }
 
 /// The roots as PEM (RFC 7468 §5).
-pub(crate) fn pem(keys: &Keys) -> String {
-    keys.roots().iter().map(|der| certificate_pem(der)).collect()
+pub(crate) fn pem(roots: &[Vec<u8>]) -> String {
+    roots.iter().map(|der| certificate_pem(der)).collect()
 }
 
-fn certificate_pem(der: &[u8]) -> String {
+pub(crate) fn certificate_pem(der: &[u8]) -> String {
     let text = STANDARD.encode(der);
     let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
     let mut rest = text.as_str();
@@ -93,7 +94,7 @@ pub(crate) fn write(keys: &Keys, path: &Path) -> io::Result<()> {
     beside.push(".next");
     let next = path.with_file_name(beside);
     let mut file = std::fs::File::create(&next)?;
-    file.write_all(pem(keys).as_bytes())?;
+    file.write_all(pem(&keys.roots()).as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&next, path)
 }
@@ -117,7 +118,8 @@ mod tests {
     #[test]
     fn the_bundle_has_every_root_and_every_jwt_key() {
         let keys = keys();
-        let bundle = spiffe(&keys);
+        let (anchors, sequence) = keys.bundle();
+        let bundle = spiffe(&anchors, sequence);
         let roots = keys.roots();
         let listed = bundle["keys"].as_array().unwrap();
         assert_eq!(listed.len(), 4);
@@ -139,7 +141,7 @@ mod tests {
     #[test]
     fn keys_for_oidc() {
         let keys = keys();
-        let set: jsonwebtoken::jwk::JwkSet = serde_json::from_value(key_set(&keys)).unwrap();
+        let set: jsonwebtoken::jwk::JwkSet = serde_json::from_value(key_set(&keys.bundle().0)).unwrap();
         assert_eq!(set.keys.len(), 2);
         assert_eq!(discovery("https://oidc")["jwks_uri"], "https://oidc/keys");
     }

@@ -8,6 +8,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::clock::Clock;
 use crate::issuer::Error;
+use crate::kubernetes::{ApiArgs, ObjectName, Resource, Server};
 use crate::spiffe::TrustDomain;
 
 /// The longest X.509-SVID: a root in memory lives seven days and stops signing at half of that.
@@ -16,11 +17,8 @@ const MAX_X509_TTL: Duration = Duration::from_secs(24 * 3600);
 const MAX_JWT_TTL: Duration = Duration::from_secs(3600);
 /// The shortest of either: below this, skew and renewals eat the life.
 const MIN_TTL: Duration = Duration::from_secs(60);
-/// Where a pod finds its API server's certificate authority.
-const CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
-/// Where a pod finds its token for the API server.
-const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
-
+/// The longest grace: a rollout waits for it at every replica.
+const MAX_GRACE: Duration = Duration::from_secs(3600);
 /// Flags of `countersign-agent issuer`.
 #[derive(Debug, Parser)]
 #[command(about = "Issue SVIDs for pod-bound service account tokens, for clusters without SPIRE")]
@@ -71,21 +69,19 @@ pub struct Args {
     /// The https URL at which this issuer's OIDC discovery is reached; becomes the iss claim of JWT-SVIDs.
     #[arg(long, env = "COUNTERSIGN_OIDC_ISSUER")]
     pub oidc_issuer: Option<String>,
-    /// The API server, for --reviewer kubernetes; else from `KUBERNETES_SERVICE_HOST` and _PORT.
-    #[arg(long, env = "COUNTERSIGN_KUBERNETES_URL")]
-    pub kubernetes_url: Option<String>,
-    /// PEM file with the API server's certificate authority.
-    #[arg(long, env = "COUNTERSIGN_KUBERNETES_CA", default_value = CA)]
-    pub kubernetes_ca: PathBuf,
-    /// File with the token for the API server; read again as it rotates.
-    #[arg(long, env = "COUNTERSIGN_KUBERNETES_TOKEN", default_value = TOKEN)]
-    pub kubernetes_token: PathBuf,
-    /// Set by Kubernetes in every pod.
-    #[arg(long, env = "KUBERNETES_SERVICE_HOST", hide = true)]
-    pub kubernetes_service_host: Option<String>,
-    /// Set by Kubernetes in every pod.
-    #[arg(long, env = "KUBERNETES_SERVICE_PORT", hide = true)]
-    pub kubernetes_service_port: Option<u16>,
+    /// NAMESPACE/NAME of the `ConfigMap` in which all replicas publish their roots and public keys
+    #[arg(long, env = "COUNTERSIGN_BUNDLE_CONFIGMAP")]
+    pub bundle_configmap: Option<String>,
+    /// This replica's name, such as its pod's, shown beside what it publishes.
+    #[arg(long, env = "COUNTERSIGN_REPLICA_NAME", default_value = "")]
+    pub replica_name: String,
+    /// How long after its keys were published beside other replicas' an issuer becomes ready: agents that watch have
+    /// seen them at once, a mounted file takes up to two minutes.
+    #[arg(long, env = "COUNTERSIGN_PUBLISH_GRACE", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub publish_grace: Duration,
+    /// The API server.
+    #[command(flatten)]
+    pub api: ApiArgs,
 }
 
 /// Who reviews tokens.
@@ -108,14 +104,20 @@ pub enum ReviewerConfig {
         issuer: String,
     },
     /// By the API server.
-    Kubernetes {
-        /// `https://HOST:PORT`.
-        url: http::Uri,
-        /// PEM file of its certificate authority.
-        ca: PathBuf,
-        /// File of the token shown to it.
-        token: PathBuf,
-    },
+    Kubernetes(Server),
+}
+
+/// Where and how the bundle of all replicas is published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicationConfig {
+    /// Where.
+    pub server: Server,
+    /// The `ConfigMap`.
+    pub object: ObjectName,
+    /// This replica, for people.
+    pub replica: String,
+    /// How long after publication a replica beside others becomes ready.
+    pub grace: Duration,
 }
 
 /// A service account by its two names.
@@ -152,6 +154,8 @@ pub struct Config {
     pub jwt_ttl: Duration,
     /// How long renewal by key goes on after a token was last seen.
     pub renew_without_token: Duration,
+    /// The bundle of all replicas; alone without it.
+    pub publication: Option<PublicationConfig>,
     /// The `iss` claim of JWT-SVIDs, without a trailing slash.
     pub oidc_issuer: Option<String>,
     /// Time.
@@ -184,6 +188,7 @@ impl Config {
         let oidc_issuer = args.oidc_issuer.as_deref().map(oidc_issuer).transpose()?;
         Ok(Self {
             reviewer: reviewer(&args)?,
+            publication: publication(&args)?,
             x509_ttl: within("x509-ttl", args.x509_ttl, MAX_X509_TTL)?,
             jwt_ttl: within("jwt-ttl", args.jwt_ttl, MAX_JWT_TTL)?,
             trust_domain,
@@ -224,37 +229,30 @@ fn reviewer(args: &Args) -> Result<ReviewerConfig, Error> {
             let file = args.jwks.clone().ok_or(Error::Flag { flag: "jwks", problem: problem.to_owned() })?;
             Ok(ReviewerConfig::Jwks { file, issuer: args.token_issuer.clone() })
         }
-        ReviewerKind::Kubernetes => Ok(ReviewerConfig::Kubernetes {
-            url: kubernetes_url(args)?,
-            ca: args.kubernetes_ca.clone(),
-            token: args.kubernetes_token.clone(),
-        }),
+        ReviewerKind::Kubernetes => Ok(ReviewerConfig::Kubernetes(server(args, "--reviewer kubernetes")?)),
     }
 }
 
-fn kubernetes_url(args: &Args) -> Result<http::Uri, Error> {
-    let text = match (&args.kubernetes_url, &args.kubernetes_service_host) {
-        (Some(url), _) => url.clone(),
-        (None, Some(host)) => {
-            let port = args.kubernetes_service_port.unwrap_or(443);
-            if host.contains(':') {
-                format!("https://[{host}]:{port}")
-            } else {
-                format!("https://{host}:{port}")
-            }
-        }
-        (None, None) => {
-            let problem = "is needed outside a pod with --reviewer kubernetes, such as https://10.0.0.1:6443";
-            return Err(Error::Flag { flag: "kubernetes-url", problem: problem.to_owned() });
-        }
-    };
-    let uri: Option<http::Uri> = text.trim_end_matches('/').parse().ok();
-    uri.filter(|uri| uri.scheme_str() == Some("https") && uri.path() == "/" && uri.query().is_none()).ok_or(
-        Error::Flag {
-            flag: "kubernetes-url",
-            problem: "must be https://HOST:PORT: tokens are not sent in the clear".to_owned(),
-        },
-    )
+fn publication(args: &Args) -> Result<Option<PublicationConfig>, Error> {
+    let Some(text) = &args.bundle_configmap else { return Ok(None) };
+    let object = ObjectName::namespaced(Resource::ConfigMaps, text).ok_or_else(|| Error::Flag {
+        flag: "bundle-configmap",
+        problem: "must be NAMESPACE/NAME".to_owned(),
+    })?;
+    if args.publish_grace > MAX_GRACE {
+        let problem = format!("must be at most {}", humantime::format_duration(MAX_GRACE));
+        return Err(Error::Flag { flag: "publish-grace", problem });
+    }
+    Ok(Some(PublicationConfig {
+        server: server(args, "--bundle-configmap")?,
+        object,
+        replica: args.replica_name.clone(),
+        grace: args.publish_grace,
+    }))
+}
+
+fn server(args: &Args, needed_by: &str) -> Result<Server, Error> {
+    args.api.server(needed_by).map_err(|problem| Error::Flag { flag: "kubernetes-url", problem })
 }
 
 #[cfg(test)]
@@ -270,7 +268,9 @@ mod tests {
     async fn defaults_and_the_api_server_of_the_pod() {
         let config =
             config(&["--kubernetes-service-host", "fd00::1", "--kubernetes-service-port", "6443"]).unwrap();
-        let ReviewerConfig::Kubernetes { url, ca, .. } = config.reviewer else { panic!("not kubernetes") };
+        let ReviewerConfig::Kubernetes(Server { url, ca, .. }) = config.reviewer else {
+            panic!("not kubernetes")
+        };
         assert_eq!(url, "https://[fd00::1]:6443/");
         assert_eq!(ca, PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"));
         assert_eq!(config.x509_ttl, Duration::from_secs(3600));

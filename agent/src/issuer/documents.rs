@@ -11,6 +11,7 @@ use axum::routing::get;
 
 use crate::issuer::bundle;
 use crate::issuer::config::Config;
+use crate::issuer::health::Health;
 use crate::issuer::keys::Keys;
 use crate::issuer::metrics::Metrics;
 
@@ -19,6 +20,7 @@ pub(crate) struct Documents {
     pub(crate) config: Arc<Config>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) health: Arc<Health>,
 }
 
 /// Bundle, keys and discovery.
@@ -46,11 +48,12 @@ fn json(document: &serde_json::Value) -> Response {
 }
 
 async fn spiffe_bundle(State(state): State<Arc<Documents>>) -> Response {
-    json(&bundle::spiffe(&state.keys))
+    let (anchors, sequence) = state.keys.bundle();
+    json(&bundle::spiffe(&anchors, sequence))
 }
 
 async fn key_set(State(state): State<Arc<Documents>>) -> Response {
-    json(&bundle::key_set(&state.keys))
+    json(&bundle::key_set(&state.keys.bundle().0))
 }
 
 async fn discovery(State(state): State<Arc<Documents>>) -> Response {
@@ -60,14 +63,16 @@ async fn discovery(State(state): State<Arc<Documents>>) -> Response {
     }
 }
 
+/// Ready: a root that has not ended, keys that are published, tokens that can be reviewed. A line for each.
 async fn ready(State(state): State<Arc<Documents>>) -> Response {
     let now = state.config.clock.wall();
-    match state.keys.signing(now) {
-        Some(generation) if generation.root.not_after > now => "ready\n".into_response(),
-        Some(_) | None => {
-            (StatusCode::SERVICE_UNAVAILABLE, "the root certificate has ended\n").into_response()
-        }
-    }
+    let root = match state.keys.latest(now) {
+        Some(generation) if generation.root.not_after > now => Ok(()),
+        Some(_) => Err("the root certificate has ended".to_owned()),
+        None => Err("none is published".to_owned()),
+    };
+    let (ready, report) = state.health.report(root);
+    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, report).into_response()
 }
 
 async fn metrics(State(state): State<Arc<Documents>>) -> Response {

@@ -49,7 +49,7 @@ impl PublicJwk {
     }
 
     /// The thumbprint of RFC 7638, which is the key's id.
-    fn thumbprint(&self) -> String {
+    pub(crate) fn thumbprint(&self) -> String {
         let canonical = format!(r#"{{"crv":"P-256","kty":"EC","x":"{}","y":"{}"}}"#, self.x, self.y);
         URL_SAFE_NO_PAD.encode(sha256(canonical.as_bytes()))
     }

@@ -49,6 +49,13 @@ impl Offline {
         facts(claims)
     }
 
+    /// Whether there are keys to review with.
+    pub(crate) async fn probe(&self) -> Result<(), TokenFault> {
+        let keys = self.keys.current().await.map_err(|error| TokenFault::Unreviewed(error.to_string()))?;
+        drop(keys);
+        Ok(())
+    }
+
     fn check(&self, claims: &Claims) -> Result<(), TokenFault> {
         let now = self.clock.unix();
         let exp = claims.exp.ok_or_else(|| TokenFault::Malformed("it has no exp claim".to_owned()))?;

@@ -91,6 +91,9 @@ pub(crate) enum Refusal {
         "the root certificate ends in less than a minute; renew the file of --root-file and restart the issuer"
     )]
     RootEnds,
+    /// What would be signed could not be verified yet.
+    #[error("this issuer's keys are not published yet; its /readyz says why")]
+    NotPublished,
     /// The library refused.
     #[error("the issuer could not sign: {0}")]
     Signing(String),
@@ -117,7 +120,7 @@ impl Refusal {
             }
             Self::Renewal(_) => Code::Unauthenticated,
             Self::Malformed { .. } => Code::InvalidArgument,
-            Self::RootEnds => Code::Unavailable,
+            Self::RootEnds | Self::NotPublished => Code::Unavailable,
             Self::Signing(_) => Code::Internal,
         }
     }
@@ -143,6 +146,7 @@ impl Refusal {
             Self::Renewal(_) => "renewal",
             Self::Malformed { .. } => "malformed",
             Self::RootEnds => "root_ends",
+            Self::NotPublished => "not_published",
             Self::Signing(_) => "signing",
         }
     }

@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::identity::key::sha256;
+use crate::issuer::health::Health;
 use crate::issuer::metrics::Metrics;
 use crate::issuer::refusal::{Refusal, TokenFault, Whose};
 use crate::issuer::review::{Reviewed, Reviewer};
@@ -25,6 +27,8 @@ const AGENT: Duration = Duration::from_secs(10);
 const WORKLOAD: Duration = Duration::from_secs(5);
 /// How long a failure lasts.
 const FAILURE: Duration = Duration::from_secs(1);
+/// How often a reviewer that failed is tried: at first, and at last.
+const PROBE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// More than an agent's worth of every node asking at once; some 500 bytes each.
 const MAX_ENTRIES: usize = 4096;
 
@@ -54,12 +58,49 @@ pub(crate) struct Reviews {
     reviewer: Reviewer,
     clock: Clock,
     metrics: Arc<Metrics>,
+    health: Arc<Health>,
     entries: Mutex<HashMap<[u8; 32], Entry>>,
 }
 
 impl Reviews {
-    pub(crate) fn new(reviewer: Reviewer, clock: Clock, metrics: Arc<Metrics>) -> Self {
-        Self { reviewer, clock, metrics, entries: Mutex::default() }
+    pub(crate) fn new(reviewer: Reviewer, clock: Clock, metrics: Arc<Metrics>, health: Arc<Health>) -> Self {
+        Self { reviewer, clock, metrics, health, entries: Mutex::default() }
+    }
+
+    /// Until `shutdown`: while tokens can't be reviewed, asks now and then whether they can again. Nobody else would
+    /// find out, for an issuer that is not ready is asked nothing.
+    pub(crate) async fn watch_over(&self, shutdown: &CancellationToken) {
+        let mut pause = PROBE.0;
+        loop {
+            if self.health.reviews() {
+                pause = PROBE.0;
+            } else {
+                self.heard(self.reviewer.probe().await.err().as_ref());
+            }
+            let wait = if self.health.reviews() { PROBE.1 } else { pause };
+            pause = (pause * 2).min(PROBE.1);
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Takes note of whether a review could be made; that a token is bad is a review too.
+    fn heard(&self, fault: Option<&TokenFault>) {
+        let condition = match fault {
+            Some(TokenFault::Unreviewed(problem)) => Err(problem.clone()),
+            Some(_) | None => Ok(()),
+        };
+        let good = condition.is_ok();
+        let problem = condition.clone().err().unwrap_or_default();
+        if self.health.reviewed(condition) {
+            if good {
+                tracing::info!("tokens can be reviewed");
+            } else {
+                tracing::warn!(%problem, "tokens can't be reviewed");
+            }
+        }
     }
 
     /// The facts of a token, fresh or remembered.
@@ -72,6 +113,7 @@ impl Reviews {
             .get_or_init(|| async {
                 let result = self.reviewer.review(token).await;
                 self.metrics.reviewed(result.is_ok());
+                self.heard(result.as_ref().err());
                 let ends = result.as_ref().ok().and_then(|facts| facts.expires);
                 Outcome {
                     at: self.clock.now(),
@@ -130,7 +172,12 @@ mod tests {
         let calls = Arc::new(AtomicUsize::new(0));
         let scripted = Scripted { calls: Arc::clone(&calls), answer: Arc::new(Mutex::new(Box::new(answer))) };
         let clock = crate::issuer::tests::cluster::clock();
-        let reviews = Reviews::new(Reviewer::Scripted(scripted), clock, Arc::new(Metrics::new()));
+        let reviews = Reviews::new(
+            Reviewer::Scripted(scripted),
+            clock,
+            Arc::new(Metrics::new()),
+            Arc::new(Health::new(false, true)),
+        );
         (Arc::new(reviews), calls)
     }
 
@@ -189,6 +236,34 @@ mod tests {
             reviews.review(Whose::Workload, &token(&number.to_string())).await.unwrap();
         }
         assert!(reviews.entries.lock().unwrap().len() <= MAX_ENTRIES);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reviewer_that_fails_is_probed_until_it_answers() {
+        let working = Arc::new(AtomicUsize::new(0));
+        let works = Arc::clone(&working);
+        let (reviews, calls) = reviews(move |_| match works.load(Ordering::SeqCst) {
+            0 => Err(TokenFault::Unreviewed("down".to_owned())),
+            _ => Err(TokenFault::Rejected("no such token".to_owned())),
+        });
+        let shutdown = CancellationToken::new();
+        let script = async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert!(!reviews.health.reviews());
+            let tried = calls.load(Ordering::SeqCst);
+            assert!((7..=10).contains(&tried), "{tried}");
+            working.store(1, Ordering::SeqCst);
+            tokio::time::sleep(PROBE.1).await;
+            assert!(reviews.health.reviews());
+            let tried = calls.load(Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            assert_eq!(calls.load(Ordering::SeqCst), tried, "what works is left alone");
+            working.store(0, Ordering::SeqCst);
+            reviews.review(Whose::Agent, &token("t")).await.unwrap_err();
+            assert!(!reviews.health.reviews(), "a real review tells too");
+            shutdown.cancel();
+        };
+        tokio::join!(reviews.watch_over(&shutdown), script);
     }
 
     #[tokio::test]

@@ -51,6 +51,16 @@ impl Reviewer {
             Self::Scripted(scripted) => scripted.review(token).await,
         }
     }
+
+    /// Whether reviews can be made at all.
+    pub(crate) async fn probe(&self) -> Result<(), TokenFault> {
+        match self {
+            Self::Offline(offline) => offline.probe().await,
+            Self::Kubernetes(kubernetes) => kubernetes.probe().await,
+            #[cfg(test)]
+            Self::Scripted(scripted) => scripted.review(&Secret::from("probe".to_owned())).await.map(|_| ()),
+        }
+    }
 }
 
 /// The `kubernetes.io` claim of a service account token, as far as it matters.

@@ -23,14 +23,17 @@ use crate::issuer::admit::Gate;
 use crate::issuer::bundle;
 use crate::issuer::config::{Config, ReviewerConfig};
 use crate::issuer::documents::{Documents, documents, with_health};
+use crate::issuer::health::Health;
 use crate::issuer::keys::Keys;
 use crate::issuer::kubernetes::Kubernetes;
 use crate::issuer::metrics::Metrics;
 use crate::issuer::offline::Offline;
+use crate::issuer::publication::Publication;
 use crate::issuer::remembered::Reviews;
 use crate::issuer::review::Reviewer;
 use crate::issuer::service::Service;
 use crate::issuer::tls::{ServingCertificate, server_config};
+use crate::kubernetes::Api;
 
 /// Connections at once on each address: a few per node of a large cluster.
 const MAX_CONNECTIONS: usize = 2048;
@@ -53,6 +56,8 @@ pub struct Bound {
     http_listener: TcpListener,
     app: Router,
     http_app: Router,
+    reviews: Arc<Reviews>,
+    publication: Option<Arc<Publication>>,
 }
 
 impl std::fmt::Debug for Bound {
@@ -74,13 +79,26 @@ impl Bound {
         let http_listener = listen(config.http_listen).await?;
         // After binding: who sees the file may connect.
         write_bundle(&config, &keys)?;
+        let asks = matches!(config.reviewer, ReviewerConfig::Kubernetes(_));
+        let health = Arc::new(Health::new(config.publication.is_some(), asks));
         let state = Arc::new(Documents {
             config: Arc::clone(&config),
             keys: Arc::clone(&keys),
             metrics: Arc::clone(&metrics),
+            health: Arc::clone(&health),
         });
+        let publication = publication(&config, &keys, &health);
+        let reviews = Arc::new(Reviews::new(reviewer(&config), config.clock, Arc::clone(&metrics), health));
         let service = Service {
-            gate: gate(&config, &keys, &metrics),
+            gate: Gate {
+                reviews: Arc::clone(&reviews),
+                keys: Arc::clone(&keys),
+                publication: publication.clone(),
+                agent: config.agent.clone(),
+                trust_domain: config.trust_domain.clone(),
+                renew_without_token: config.renew_without_token,
+                clock: config.clock,
+            },
             config: Arc::clone(&config),
             keys: Arc::clone(&keys),
             metrics,
@@ -96,6 +114,8 @@ impl Bound {
             http_listener,
             app,
             http_app: with_health(state),
+            reviews,
+            publication,
         })
     }
 
@@ -116,7 +136,7 @@ impl Bound {
             trust_domain = %self.config.trust_domain,
             address = ?self.address(),
             http_address = ?self.http_address(),
-            root_ends_at = self.keys.signing(now).map(|generation| unix(generation.root.not_after)),
+            root_ends_at = self.keys.latest(now).map(|generation| unix(generation.root.not_after)),
             "the issuer is serving"
         );
         let tasks = TaskTracker::new();
@@ -132,6 +152,12 @@ impl Bound {
             secure.accept(self.listener),
             plain.accept(self.http_listener),
             upkeep(&self.config, &self.keys, &self.certificate, &shutdown),
+            self.reviews.watch_over(&shutdown),
+            async {
+                if let Some(publication) = &self.publication {
+                    publication.run(&shutdown).await;
+                }
+            },
         );
         tasks.close();
         tasks.wait().await;
@@ -149,26 +175,26 @@ fn write_bundle(config: &Config, keys: &Keys) -> Result<(), Error> {
     bundle::write(keys, path).map_err(|source| Error::BundleOut { path: path.clone(), source })
 }
 
-fn gate(config: &Config, keys: &Arc<Keys>, metrics: &Arc<Metrics>) -> Gate {
+fn reviewer(config: &Config) -> Reviewer {
     let (clock, audience) = (config.clock, config.audience.clone());
-    let reviewer = match &config.reviewer {
+    match &config.reviewer {
         ReviewerConfig::Jwks { file, issuer } => {
             let offline = Offline::new(file.clone(), issuer.clone(), audience, clock);
             Reviewer::Offline(Box::new(offline))
         }
-        ReviewerConfig::Kubernetes { url, ca, token } => {
-            let kubernetes = Kubernetes::new(url, ca.clone(), token.clone(), audience, clock);
+        ReviewerConfig::Kubernetes(server) => {
+            let kubernetes = Kubernetes::new(Arc::new(Api::new(server.clone(), clock)), audience);
             Reviewer::Kubernetes(Box::new(kubernetes))
         }
-    };
-    Gate {
-        reviews: Reviews::new(reviewer, clock, Arc::clone(metrics)),
-        keys: Arc::clone(keys),
-        agent: config.agent.clone(),
-        trust_domain: config.trust_domain.clone(),
-        renew_without_token: config.renew_without_token,
-        clock,
     }
+}
+
+fn publication(config: &Config, keys: &Arc<Keys>, health: &Arc<Health>) -> Option<Arc<Publication>> {
+    let publication = config.publication.clone()?;
+    let api = Arc::new(Api::new(publication.server.clone(), config.clock));
+    let longest = config.x509_ttl.max(config.jwt_ttl);
+    let domain = config.trust_domain.clone();
+    Some(Arc::new(Publication::new(publication, api, longest, domain, Arc::clone(keys), Arc::clone(health))))
 }
 
 /// Rotates keys and certificate as their time comes. What fails is tried again: everything in use is good for
@@ -180,21 +206,26 @@ async fn upkeep(
     shutdown: &CancellationToken,
 ) {
     let mut unwritten = false;
+    let mut revisions = keys.revisions();
+    let mut revision = *revisions.borrow_and_update();
     loop {
         let next = keys.next_change().map(|at| config.clock.instant_of(at));
         let look = config.clock.now() + UPKEEP;
         tokio::select! {
             () = shutdown.cancelled() => return,
+            // The sender lives as long as the keys do.
+            _ = revisions.changed() => {}
             () = tokio::time::sleep_until(next.map_or(look, |next| next.min(look))) => {}
         }
         let now = config.clock.wall();
-        match keys.advance(now) {
-            Ok(true) => {
-                tracing::info!(roots = keys.roots().len(), "the bundle changed");
-                unwritten = true;
-            }
-            Ok(false) => {}
-            Err(error) => tracing::error!(%error, "the next root could not be made"),
+        if let Err(error) = keys.advance(now) {
+            tracing::error!(%error, "the next root could not be made");
+        }
+        let latest = *revisions.borrow_and_update();
+        if revision != latest {
+            revision = latest;
+            tracing::info!(roots = keys.roots().len(), "the bundle changed");
+            unwritten = true;
         }
         if unwritten {
             match write_bundle(config, keys) {

@@ -90,7 +90,7 @@ impl Service {
     }
 
     fn signing(&self) -> Result<Arc<Generation>, Refusal> {
-        self.keys.signing(self.config.clock.wall()).ok_or(Refusal::RootEnds)
+        self.keys.signing(self.config.clock.wall()).ok_or(Refusal::NotPublished)
     }
 
     fn answer<T>(&self, result: Result<T, Refusal>) -> Result<Response<T>, Status> {

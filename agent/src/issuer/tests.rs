@@ -2,4 +2,5 @@
 
 mod calls;
 pub(crate) mod cluster;
+mod fleet;
 mod life;

@@ -15,8 +15,9 @@
 //! that time; the agent forgets the key at unpublish, and nobody else has it.
 //!
 //! A ticket is no JWT-SVID and can't serve as one: its `typ` and audience are its own, and no JWT-SVID is minted
-//! for that audience. Tickets of an issuer that lost its key (a restart with keys in memory) are refused; the
-//! next republish brings a token.
+//! for that audience. A ticket is good at every replica whose bundle has the key that signed it (`publication`), and
+//! so beyond a restart. Where nothing is published, tickets of an issuer that lost its key are refused; the next
+//! republish brings a token.
 
 use jsonwebtoken::{Algorithm, Header, Validation, decode, decode_header, encode};
 use serde::{Deserialize, Serialize};
@@ -86,6 +87,11 @@ pub(crate) fn seal(signer: &JwtKey, ticket: &Ticket) -> Result<String, Refusal> 
     encode(&header, ticket, signer.encoding()).map_err(|error| Refusal::Signing(error.to_string()))
 }
 
+/// The id of the key that signed a ticket, by its own word.
+pub(crate) fn signer(ticket: &str) -> Option<String> {
+    decode_header(ticket).ok()?.kid
+}
+
 /// Reads a ticket that one of `keys` signed and that has not ended; else says what is wrong with it.
 pub(crate) fn open(keys: &Keys, ticket: &str, now: i64) -> Result<Ticket, &'static str> {
     let header = decode_header(ticket).map_err(|_| "the ticket can't be read")?;
@@ -95,13 +101,13 @@ pub(crate) fn open(keys: &Keys, ticket: &str, now: i64) -> Result<Ticket, &'stat
     let signer = header
         .kid
         .and_then(|kid| keys.jwt_key(&kid))
-        .ok_or("the ticket is not by a key this issuer has (keys in memory change when it restarts)")?;
+        .ok_or("the ticket is not by a key this issuer knows (keys in memory change when it restarts)")?;
     let mut validation = Validation::new(Algorithm::ES256);
     // Checked below, by our clock.
     validation.required_spec_claims.clear();
     validation.validate_exp = false;
     validation.validate_aud = false;
-    let ticket: Ticket = decode(ticket, signer.jwt.decoding(), &validation)
+    let ticket: Ticket = decode(ticket, signer.decoding(), &validation)
         .map_err(|_| "the ticket's signature or form is wrong")?
         .claims;
     if ticket.aud != AUDIENCE {

@@ -44,7 +44,7 @@ impl ServingCertificate {
 
     /// Makes a certificate if there is none, the last is past half of its life, or another root signs now.
     pub(crate) fn renew(&self, now: SystemTime) -> Result<(), Error> {
-        let generation = self.keys.signing(now).ok_or_else(|| Error::Root("none is left".to_owned()))?;
+        let generation = self.keys.latest(now).ok_or_else(|| Error::Root("none is left".to_owned()))?;
         let good = |current: &Current| current.renew_at > now && current.root == generation.root.der;
         if self.current.read().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(good) {
             return Ok(());

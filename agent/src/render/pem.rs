@@ -10,6 +10,7 @@ use crate::secret::Secret;
 const LINE: usize = 48;
 const CERTIFICATE: &str = "CERTIFICATE";
 const PRIVATE_KEY: &str = "PRIVATE KEY";
+const REQUEST: &str = "CERTIFICATE REQUEST";
 
 /// DER certificates, in their order.
 pub(super) fn certificates(ders: &[Vec<u8>]) -> Secret {
@@ -21,8 +22,15 @@ pub(super) fn certificates(ders: &[Vec<u8>]) -> Secret {
     text.into()
 }
 
+/// A PKCS#10 request.
+pub(crate) fn signing_request(der: &[u8]) -> Secret {
+    let mut text = Zeroizing::new(Vec::with_capacity(length(REQUEST, der)));
+    write(REQUEST, der, &mut text);
+    text.into()
+}
+
 /// A PKCS#8 key.
-pub(super) fn private_key(der: &Secret) -> Secret {
+pub(crate) fn private_key(der: &Secret) -> Secret {
     let mut text = Zeroizing::new(Vec::with_capacity(length(PRIVATE_KEY, der.expose())));
     write(PRIVATE_KEY, der.expose(), &mut text);
     text.into()

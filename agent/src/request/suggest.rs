@@ -2,7 +2,7 @@
 
 /// The candidate nearest to `word`, if it is near enough to be what was meant: at most one slip in three letters,
 /// and never more than three.
-pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // A long word is no slip of anything, and must not cost a square of its length.
     if word.len() > 256 {
         return None;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::allow::Rule;
+use super::vault::config::VaultConfig;
 
 /// One entry of `stores:`.
 #[derive(Debug, Deserialize)]
@@ -12,6 +13,8 @@ use super::allow::Rule;
 pub enum StoreConfig {
     /// `type: sops`
     Sops(SopsConfig),
+    /// `type: vault`
+    Vault(Box<VaultConfig>),
 }
 
 /// A directory of SOPS files.
@@ -38,10 +41,11 @@ mod tests {
 
     #[test]
     fn a_whole_entry() {
-        let StoreConfig::Sops(config) = parse(
+        let Ok(StoreConfig::Sops(config)) = parse(
             "type: sops\ndirectory: /etc/secrets\nageKeyFile: /etc/age/key\nallow:\n- id: spiffe://td/ns/*/sa/*\n  paths: ['{ns}/*']\n",
-        )
-        .unwrap();
+        ) else {
+            panic!("no sops store")
+        };
         assert_eq!(config.directory.to_str(), Some("/etc/secrets"));
         assert_eq!(config.age_key_file.to_str(), Some("/etc/age/key"));
         assert_eq!(config.allow.len(), 1);

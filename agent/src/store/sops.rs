@@ -47,9 +47,9 @@ use crate::request::Source;
 use crate::secret::Node;
 use crate::spiffe::SpiffeId;
 
-use super::Fetched;
 use super::allow::Rule;
 use super::config::SopsConfig;
+use super::{Fetched, Fresh};
 
 pub use flaw::Flaw;
 pub use format::Format;
@@ -169,7 +169,12 @@ impl Shelf {
             known.as_ref().filter(|known| known.settled && known.stamp == stamp && known.key == key.stamp);
         if let Some((document, known)) = unchanged.and_then(|known| Some((known.document.upgrade()?, known)))
         {
-            return Ok(Fetched { document, version: known.version.clone(), fresh_for: None });
+            return Ok(Fetched {
+                document,
+                version: known.version.clone(),
+                fresh: Fresh::AsAsked,
+                request_id: None,
+            });
         }
         let (content, stamp) = file::read(&mut file).map_err(|trouble| self.broken(&path, trouble))?;
         let version = version_of(&content);
@@ -199,7 +204,7 @@ impl Shelf {
         });
         drop(known);
         self.forget_unheld();
-        Ok(Fetched { document, version, fresh_for: None })
+        Ok(Fetched { document, version, fresh: Fresh::AsAsked, request_id: None })
     }
 
     /// Drops what is known of documents that nobody holds any more.

@@ -6,12 +6,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use countersign_tests::processes::{Process, tail};
+use countersign_tests::processes::Process;
 use tokio::sync::Mutex;
 
 use crate::layout::{self, Files, KUBELET};
-use crate::namespace::Place;
 use crate::names::Names;
+use crate::namespace::Place;
 use crate::{images, parts, pki};
 
 /// How a cluster is to run.
@@ -46,7 +46,12 @@ impl Cluster {
         let archive = files.root().join("busybox.tar");
         images::busybox(&archive)?;
         let (store, containerd) = tokio::try_join!(
-            async { Ok::<_, anyhow::Error>([parts::etcd(&files).await?, parts::apiserver(&files, &options).await?]) },
+            async {
+                Ok::<_, anyhow::Error>([
+                    parts::etcd(&files).await?,
+                    parts::apiserver(&files, &options).await?,
+                ])
+            },
             async {
                 let containerd = parts::containerd(&files).await?;
                 images::load(&archive)?;
@@ -139,24 +144,29 @@ impl Cluster {
                 rustix::mount::unmount(&mount.point, rustix::mount::UnmountFlags::DETACH)
                     .with_context(|| mount.point.display().to_string())?;
             }
-            if directory != KUBELET {
-                fs::remove_dir_all(directory).or_else(|error| match error.kind() {
-                    std::io::ErrorKind::NotFound => Ok(()),
-                    _ => Err(error),
-                })?;
+            if directory != KUBELET && Path::new(directory).exists() {
+                fs::remove_dir_all(directory)?;
             }
         }
         *self.containerd.lock().await = Some(parts::containerd(&self.files).await?);
         self.start_kubelet().await
     }
 
+    /// The last errors and warnings in a log; klog's lines begin with their severity.
+    fn complaints(&self, part: &str, lines: usize) -> String {
+        let text = fs::read(self.files.log(part)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let bad = |line: &&str| line.starts_with(['E', 'W', 'F']) || line.contains("level=error");
+        let mut last: Vec<&str> = text.lines().rev().filter(bad).take(lines).collect();
+        last.reverse();
+        last.join("\n")
+    }
+
     /// Ends of all logs that say why something may have failed.
     pub fn tails(&self, lines: usize) -> String {
-        let mut text = String::new();
-        for part in ["kubelet", "containerd", "kube-apiserver", "kube-controller-manager", "dnsmasq"] {
-            text += &format!("--- {part}\n{}\n", tail(&self.files.log(part), lines));
-        }
-        text
+        ["kubelet", "containerd", "kube-apiserver", "kube-controller-manager", "dnsmasq"]
+            .map(|part| format!("--- {part}\n{}\n", self.complaints(part, lines)))
+            .concat()
     }
 }
 

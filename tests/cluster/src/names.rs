@@ -68,7 +68,8 @@ async fn all(kubeconfig: &std::path::Path) -> Result<String> {
         let (metadata, spec) = (service.metadata, service.spec.context("a spec")?);
         let address = spec.cluster_ip.unwrap_or_default();
         if !address.is_empty() && address != "None" {
-            let (service, namespace) = (metadata.name.unwrap_or_default(), metadata.namespace.unwrap_or_default());
+            let (service, namespace) =
+                (metadata.name.unwrap_or_default(), metadata.namespace.unwrap_or_default());
             lines.insert(format!("{address} {}", name(&service, &namespace)));
         } else if let (Some(service), Some(namespace)) = (metadata.name, metadata.namespace) {
             let slices = Api::<EndpointSlice>::namespaced(client.clone(), &namespace);

@@ -72,8 +72,7 @@ fn outside() -> Result<Entered> {
 
 async fn namespaces(directory: &Path, cgroup: &str) -> Result<ExitStatus> {
     // Made first: a signal in between would end us, and nothing would be removed.
-    let (mut interrupt, mut terminate) =
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut child = tokio::process::Command::new("unshare")
         .args(["--net", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--"])
         .arg(std::env::current_exe()?)
@@ -120,10 +119,11 @@ fn code(status: ExitStatus) -> ExitCode {
 fn remove_cgroups(name: &str) {
     let root = Path::new("/sys/fs/cgroup");
     let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path().join(name));
-    let groups: Vec<PathBuf> =
-        hierarchies.chain([root.join(name)]).filter(|group| group.is_dir()).collect();
+    let groups: Vec<PathBuf> = hierarchies.chain([root.join(name)]).filter(|group| group.is_dir()).collect();
     for _ in 0..100 {
-        groups.iter().for_each(|group| remove_tree(group));
+        for group in &groups {
+            remove_tree(group);
+        }
         if !groups.iter().any(|group| group.exists()) {
             return;
         }

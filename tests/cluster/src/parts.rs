@@ -1,5 +1,6 @@
 //! The processes a cluster consists of: how each is started, and when it is ready.
 
+use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -13,7 +14,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::cluster::Options;
 use crate::layout::{
-    API_ADDRESS, CONTAINERD, CONTAINERD_SOCKET, DNS_ADDRESS, Files, KUBELET, NODE, NODE_ADDRESS, PODS, SERVICES,
+    API_ADDRESS, CONTAINERD, CONTAINERD_SOCKET, DNS_ADDRESS, Files, KUBELET, NODE, NODE_ADDRESS, PODS,
+    SERVICES,
 };
 use crate::tools::{CNI, installed, tool};
 
@@ -69,7 +71,7 @@ pub async fn etcd(files: &Files) -> Result<Process> {
 pub fn users(files: &Files) -> Result<()> {
     let mut table = String::new();
     for (token, name, group) in USERS {
-        table += &format!("{token}-token,{name},{name},\"{group}\"\n");
+        writeln!(table, "{token}-token,{name},{name},\"{group}\"")?;
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",

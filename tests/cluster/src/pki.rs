@@ -25,7 +25,8 @@ pub fn make(files: &Files) -> Result<()> {
 
     let addresses = |list: &[IpAddr]| list.iter().copied().map(SanType::IpAddress).collect::<Vec<_>>();
     let mut names = addresses(&[API_ADDRESS.into(), NODE_ADDRESS.into(), IpAddr::from([127, 0, 0, 1])]);
-    for name in ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
+    for name in
+        ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
     {
         names.push(SanType::DnsName(name.try_into()?));
     }
@@ -41,9 +42,11 @@ pub fn make(files: &Files) -> Result<()> {
         if let Some(organization) = organization {
             params.distinguished_name.push(DnType::OrganizationName, organization);
         }
-        params.extended_key_usages = vec![
-            if names.is_empty() { ExtendedKeyUsagePurpose::ClientAuth } else { ExtendedKeyUsagePurpose::ServerAuth },
-        ];
+        params.extended_key_usages = vec![if names.is_empty() {
+            ExtendedKeyUsagePurpose::ClientAuth
+        } else {
+            ExtendedKeyUsagePurpose::ServerAuth
+        }];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.subject_alt_names = names;
         fs::write(files.pki(&format!("{file}.crt")), params.signed_by(&key, &authority)?.pem())?;

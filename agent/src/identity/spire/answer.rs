@@ -8,7 +8,6 @@ use tonic::{Code, Status};
 
 use crate::Error;
 use crate::identity::Workload;
-use crate::identity::embedded::innermost;
 
 /// What became of a question about a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +117,17 @@ fn down(status: &Status, text: &str, us: Us<'_>) -> Error {
     } else {
         unavailable(format!("SPIRE answers {code:?}: {text}{remedy}"))
     }
+}
+
+/// The last cause of a status: "connection refused" says more than "transport error".
+pub(super) fn innermost(status: &Status) -> String {
+    let mut cause = std::error::Error::source(status);
+    let mut text = None;
+    while let Some(error) = cause {
+        text = Some(error.to_string());
+        cause = error.source();
+    }
+    text.unwrap_or_else(|| status.message().to_owned())
 }
 
 /// What was said, in bounds.

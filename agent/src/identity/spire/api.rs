@@ -46,6 +46,13 @@ impl Api {
         }
     }
 
+    /// Whether SPIRE knows us; else why not.
+    pub(super) fn reached(&self) -> Result<(), String> {
+        match self {
+            Self::Broker(broker) => broker.own().living().map(drop),
+        }
+    }
+
     /// What a refusal means.
     pub(super) fn meaning(&self, status: &Status, workload: &Workload) -> Trouble {
         let us = self.us();

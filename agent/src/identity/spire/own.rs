@@ -13,13 +13,13 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tracing::{info, warn};
 
+use super::answer::innermost;
 use super::backoff::Backoff;
 use super::material::{Update, same};
 use super::socket::{self, Socket};
 use super::tls::client_config;
 use crate::clock::Clock;
 use crate::identity::X509Svid;
-use crate::identity::embedded::innermost;
 use crate::spiffe::TrustDomain;
 
 /// First and longest pause before the Workload API is asked again.
@@ -118,16 +118,22 @@ impl Own {
         self.state.borrow().svid.as_ref().map(|svid| svid.spiffe_id.to_string())
     }
 
-    /// TLS as ourselves, now.
-    pub(super) fn tls(&self) -> io::Result<Arc<ClientConfig>> {
+    /// Our SVID, if it has not ended.
+    pub(super) fn living(&self) -> Result<Arc<X509Svid>, String> {
         let state = self.state.borrow();
         let trouble = state.trouble.as_deref().unwrap_or("the Workload API has not answered yet");
-        let Some(svid) = &state.svid else {
-            return Err(io::Error::other(format!("this agent has no SVID of its own yet: {trouble}")));
-        };
-        if svid.not_after <= self.clock.wall() {
-            return Err(io::Error::other(format!("this agent's own SVID has ended: {trouble}")));
+        match &state.svid {
+            None => Err(format!("this agent has no SVID of its own yet: {trouble}")),
+            Some(svid) if svid.not_after <= self.clock.wall() => {
+                Err(format!("this agent's own SVID has ended: {trouble}"))
+            }
+            Some(svid) => Ok(Arc::clone(svid)),
         }
-        client_config(svid, self.clock).map(Arc::new).map_err(io::Error::other)
+    }
+
+    /// TLS as ourselves, now.
+    pub(super) fn tls(&self) -> io::Result<Arc<ClientConfig>> {
+        let svid = self.living().map_err(io::Error::other)?;
+        client_config(&svid, self.clock).map(Arc::new).map_err(io::Error::other)
     }
 }

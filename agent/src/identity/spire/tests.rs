@@ -57,7 +57,7 @@ impl Scene {
         let shutdown = CancellationToken::new();
         let mut life = JoinSet::new();
         let (running, until) = (Arc::clone(&spire), shutdown.clone());
-        life.spawn(async move { running.run(until).await });
+        life.spawn(async move { running.run(&until).await });
         let scene = Self { authority, fake, spire, shutdown, life, clock, directory };
         scene.give_us(24 * HOUR);
         scene

@@ -136,7 +136,13 @@ impl Direct {
         let offline =
             Offline::new(cluster.jwks(), Cluster::ISSUER.to_owned(), "countersign".to_owned(), config.clock);
         let gate = Gate {
-            reviews: Reviews::new(Reviewer::Offline(Box::new(offline)), config.clock, Arc::clone(&metrics)),
+            reviews: Arc::new(Reviews::new(
+                Reviewer::Offline(Box::new(offline)),
+                config.clock,
+                Arc::clone(&metrics),
+                Arc::new(crate::issuer::health::Health::new(false, false)),
+            )),
+            publication: None,
             keys: Arc::clone(&keys),
             agent: config.agent.clone(),
             trust_domain: config.trust_domain.clone(),
@@ -228,7 +234,7 @@ impl Direct {
     }
 
     fn seal(&self, ticket: &Ticket) -> String {
-        ticket::seal(&self.keys.published().0[0].jwt, ticket).unwrap()
+        ticket::seal(&self.keys.latest(crate::identity::svid::moment(NOW)).unwrap().jwt, ticket).unwrap()
     }
 
     fn renewal(&self, ticket: &str, signed_at: i64, subject: &[u8]) -> Proof {

@@ -131,6 +131,7 @@ impl Cluster {
             x509_ttl: Duration::from_secs(3600),
             jwt_ttl: Duration::from_secs(300),
             renew_without_token: Duration::from_secs(24 * 3600),
+            publication: None,
             oidc_issuer: Some("https://oidc.example.org".to_owned()),
             clock: clock(),
         }
@@ -150,7 +151,7 @@ impl Cluster {
     pub(crate) fn client_with(&self, agent_token: PathBuf, issuer: SocketAddr, clock: Clock) -> Embedded {
         Embedded::new(embedded::Config {
             address: issuer.to_string(),
-            bundle: self.path("bundle.pem"),
+            bundle: embedded::BundleSource::File(self.path("bundle.pem")),
             agent_token,
             audience: "countersign".to_owned(),
             trust_domain: "example.org".parse().unwrap(),

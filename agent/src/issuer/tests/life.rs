@@ -14,8 +14,9 @@ use tracing_subscriber::fmt::MakeWriter;
 use super::cluster::{Cluster, NOW, Running, clock, pass, workload};
 use crate::Error;
 use crate::issuer::ReviewerConfig;
+use crate::kubernetes::Server;
 
-async fn get(running: &Running, path: &str) -> (u16, String) {
+pub(super) async fn get(running: &Running, path: &str) -> (u16, String) {
     let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
     let uri = format!("http://{}{path}", running.http).parse().unwrap();
     let answer = client.get(uri).await.unwrap();
@@ -87,11 +88,11 @@ async fn an_api_server_that_is_down_is_the_issuers_trouble() {
     // Any certificate will do as its authority.
     std::fs::write(cluster.path("token"), "own-token").unwrap();
     let mut config = cluster.config();
-    config.reviewer = ReviewerConfig::Kubernetes {
+    config.reviewer = ReviewerConfig::Kubernetes(Server {
         url: "https://127.0.0.1:1".parse().unwrap(),
         ca: cluster.path("bundle.pem"),
         token: cluster.path("token"),
-    };
+    });
     let issuer = Running::start(config).await;
     let client = cluster.client(issuer.address, clock());
     let error = client.x509(&workload("api"), &cluster.tokens("api"), None).await.unwrap_err();
@@ -203,7 +204,7 @@ async fn documents_and_health() {
         serde_json::from_str(&get(&issuer, "/.well-known/openid-configuration").await.1).unwrap();
     assert_eq!(discovery["issuer"], "https://oidc.example.org");
     assert_eq!(get(&issuer, "/healthz").await, (200, "ok\n".to_owned()));
-    assert_eq!(get(&issuer, "/readyz").await, (200, "ready\n".to_owned()));
+    assert_eq!(get(&issuer, "/readyz").await, (200, "[+] root\n[+] publication\n[+] reviewer\n".to_owned()));
     assert_eq!(get(&issuer, "/nothing").await.0, 404);
     let metrics = get(&issuer, "/metrics").await.1;
     for line in [

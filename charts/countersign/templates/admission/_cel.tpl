@@ -16,5 +16,5 @@ variables.path.matches('^(/[^/:\\x00-\\x1f\\x7f]+)+$') && !variables.path.matche
 
 {{- /* Keys that the agent knows; charts/test compares them with its list. */}}
 {{- define "countersign.cel.known" -}}
-k.matches('^((secret|template|jwt)[.]countersign[.]dev/.+|svid[.]countersign[.]dev/x509|countersign[.]dev/(inject|path|containers|refresh))$')
+k.matches('^((secret|template|jwt)[.]countersign[.]dev/.+|svid[.]countersign[.]dev/x509|countersign[.]dev/(inject|path|containers|refresh|on-revoked|stale-ok))$')
 {{- end }}

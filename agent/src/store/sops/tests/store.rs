@@ -517,6 +517,6 @@ fn the_configuration_of_the_interface_opens() {
     );
     let parsed: Stores = serde_saphyr::from_str(&text).unwrap();
     for (name, config) in parsed.stores {
-        crate::store::Store::open(&name, config, clock()).unwrap();
+        crate::store::Store::open(&name, config, clock(), &crate::store::vault::Families::default()).unwrap();
     }
 }

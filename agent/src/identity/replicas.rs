@@ -1,0 +1,457 @@
+//! The issuer's replicas: all addresses behind its name, each with a connection of its own, the good ones first.
+//!
+//! A call goes to one replica. If that refuses, breaks off or can't vouch for itself, the next one is asked at once;
+//! if it just does not answer, the next one is asked beside it after a while, and the first answer counts. Asking
+//! twice does no harm: each answer is a certificate for the same key.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use rand::seq::SliceRandom as _;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::clock::Clock;
+use crate::identity::channel::{Dialer, innermost};
+use crate::identity::trust::{Bundle, Trust, TrustError};
+
+/// How long the answer to one call may take, connecting included.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+/// How long one replica is waited for before another is asked beside it. More than a review at the API server takes
+/// on a good day.
+const HEDGE: Duration = Duration::from_millis(1500);
+/// How long the addresses of a name are believed.
+const RESOLVED: Duration = Duration::from_secs(30);
+/// How long looking up a name may take.
+const LOOKUP: Duration = Duration::from_secs(5);
+/// A replica that failed is not asked first again for this long.
+const COOL: Duration = Duration::from_secs(30);
+/// The first and the longest pause between two tries to reach a replica at all.
+const PROBE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+/// Replicas whose trouble a message tells.
+const TOLD: usize = 3;
+
+/// Why no replica could be asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum NoReplica {
+    /// The roots.
+    #[error("{0}")]
+    Trust(TrustError),
+    /// The flag.
+    #[error("the issuer's address {address:?} is not HOST:PORT, or several with commas between them")]
+    Address {
+        /// As it was given.
+        address: String,
+    },
+    /// The name.
+    #[error("the issuer's address {address} can't be resolved: {problem}")]
+    Unresolved {
+        /// As it was given.
+        address: String,
+        /// The resolver's word.
+        problem: String,
+    },
+    /// The TLS library's refusal.
+    #[error("TLS can't be configured: {0}")]
+    Tls(rustls::Error),
+}
+
+/// Why a call has no answer.
+#[derive(Debug)]
+pub(crate) enum Unanswered {
+    /// A replica refuses, and no other will think differently.
+    Refused(Status),
+    /// Every replica that was reached says that it can't now.
+    Unable(String),
+    /// None could be asked, or none answered.
+    Unreached(String),
+}
+
+/// The replicas as they are known now.
+struct Known {
+    bundle: Arc<Bundle>,
+    dialer: Dialer,
+    resolved_at: Instant,
+    replicas: Vec<Replica>,
+}
+
+#[derive(Clone)]
+struct Replica {
+    address: SocketAddr,
+    channel: Channel,
+    failed_at: Option<Instant>,
+}
+
+/// Hands out connections to replicas, and remembers which are good.
+pub(crate) struct Replicas {
+    /// `HOST:PORT`, or several.
+    address: String,
+    trust: Trust,
+    clock: Clock,
+    known: Mutex<Option<Known>>,
+    /// What came of the last try to reach any.
+    reached: watch::Sender<Result<(), String>>,
+}
+
+impl Replicas {
+    pub(crate) fn new(address: String, trust: Trust, clock: Clock) -> Self {
+        let reached = watch::Sender::new(Err("not tried yet".to_owned()));
+        Self { address, trust, clock, known: Mutex::new(None), reached }
+    }
+
+    /// Keeps the roots up to date and, until one was, tries to reach a replica; until `shutdown`.
+    pub(crate) async fn run(&self, shutdown: &CancellationToken) {
+        let probing = async {
+            let mut reached = self.reached.subscribe();
+            let mut pause = PROBE.0;
+            loop {
+                if reached.borrow_and_update().is_ok() {
+                    pause = PROBE.0;
+                    // The sender is ours.
+                    reached.changed().await.unwrap_or_default();
+                    continue;
+                }
+                self.probe().await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PROBE.1);
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = probing => {}
+            () = self.trust.run(shutdown) => {}
+        }
+    }
+
+    /// Whether a replica was reached when one was last needed; else why not.
+    pub(crate) fn reached(&self) -> Result<(), String> {
+        self.reached.borrow().clone()
+    }
+
+    /// Connects to any replica, and says so or why not in [`Self::reached`].
+    async fn probe(&self) {
+        let tried = async {
+            let candidates = self.candidates().await.map_err(|error| error.to_string())?;
+            let Some(dialer) = self.known.lock().await.as_ref().map(|known| known.dialer.clone()) else {
+                return Err("no roots are known".to_owned());
+            };
+            let mut troubles = Vec::new();
+            for replica in candidates {
+                match dialer.dial(replica.address).await {
+                    Ok(_) => {
+                        self.mark(&[replica.address], true).await;
+                        return Ok(());
+                    }
+                    Err(error) => {
+                        self.mark(&[replica.address], false).await;
+                        troubles.push(Trouble {
+                            address: replica.address,
+                            problem: cause(&error),
+                            answered: false,
+                        });
+                    }
+                }
+            }
+            self.renew().await;
+            Err(self.describe(&troubles))
+        };
+        let result = match tokio::time::timeout(DEADLINE, tried).await {
+            Ok(result) => result,
+            Err(_) => Err(self.silent()),
+        };
+        self.note(result);
+    }
+
+    /// Asks one replica after the other, as the room's words say, by `ask`.
+    pub(crate) async fn call<T, F>(&self, ask: impl Fn(Channel) -> F) -> Result<T, Unanswered>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let asking = async {
+            let troubles = match self.round(&ask).await? {
+                Round::Answer(answer) => return Ok(answer),
+                Round::Nobody(troubles) => troubles,
+            };
+            // Perhaps they have moved, or show certificates by a root that is newer than our bundle.
+            if self.renew().await
+                && let Round::Answer(answer) = self.round(&ask).await?
+            {
+                return Ok(answer);
+            }
+            let answered = troubles.iter().any(|trouble| trouble.answered);
+            let problem = self.describe(&troubles);
+            Err(if answered { Unanswered::Unable(problem) } else { Unanswered::Unreached(problem) })
+        };
+        let result = match tokio::time::timeout(DEADLINE, asking).await {
+            Ok(result) => result,
+            Err(_) => Err(Unanswered::Unreached(self.silent())),
+        };
+        self.note(match &result {
+            Ok(_) | Err(Unanswered::Refused(_) | Unanswered::Unable(_)) => Ok(()),
+            Err(Unanswered::Unreached(problem)) => Err(problem.clone()),
+        });
+        result
+    }
+
+    /// Every replica once at most.
+    async fn round<T, F>(&self, ask: &impl Fn(Channel) -> F) -> Result<Round<T>, Unanswered>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let candidates = self.candidates().await.map_err(|error| Unanswered::Unreached(error.to_string()))?;
+        let mut waiting = candidates.into_iter();
+        let mut asked = FuturesUnordered::new();
+        let mut silent = Vec::new();
+        let mut troubles = Vec::new();
+        let mut next = true;
+        loop {
+            if std::mem::take(&mut next)
+                && let Some(Replica { address, channel, .. }) = waiting.next()
+            {
+                silent.push(address);
+                let answer = ask(channel);
+                asked.push(async move { (address, answer.await) });
+            }
+            let (address, answer) = tokio::select! {
+                answered = asked.next() => match answered {
+                    None => return Ok(Round::Nobody(troubles)),
+                    Some(answered) => answered,
+                },
+                () = tokio::time::sleep(HEDGE), if waiting.len() > 0 => {
+                    next = true;
+                    continue;
+                }
+            };
+            silent.retain(|one| *one != address);
+            match answer {
+                Err(status) if may_differ(&status) => {
+                    self.mark(&[address], false).await;
+                    troubles.push(Trouble::of(address, &status));
+                    next = true;
+                }
+                answer => {
+                    // Those that were asked before and say nothing are not asked first again.
+                    self.mark(&silent, false).await;
+                    self.mark(&[address], true).await;
+                    return answer.map(Round::Answer).map_err(Unanswered::Refused);
+                }
+            }
+        }
+    }
+
+    /// The replicas in the order they should be asked.
+    async fn candidates(&self) -> Result<Vec<Replica>, NoReplica> {
+        let bundle = self.trust.current().await.map_err(NoReplica::Trust)?;
+        let mut known = self.known.lock().await;
+        let now = self.clock.now();
+        let stale = known.as_ref().is_none_or(|known| now.duration_since(known.resolved_at) >= RESOLVED);
+        let changed = known.as_ref().is_none_or(|known| !known.bundle.same(&bundle));
+        if changed {
+            let dialer = Dialer::new(bundle.roots.clone(), self.clock).map_err(NoReplica::Tls)?;
+            let (resolved_at, replicas) =
+                known.take().map_or((now, Vec::new()), |known| (known.resolved_at, known.replicas));
+            // Calls under way go on over the connections they have.
+            let replicas =
+                replicas.into_iter().map(|Replica { address, .. }| Replica::new(address, &dialer)).collect();
+            *known = Some(Known { bundle, dialer, resolved_at, replicas });
+        }
+        let Some(known) = known.as_mut() else { return Ok(Vec::new()) };
+        if stale || known.replicas.is_empty() {
+            self.resolve(known).await?;
+        }
+        let mut candidates = known.replicas.clone();
+        // A stable sort: among the good ones, the order that was drawn by lot.
+        candidates.sort_by_key(|replica| {
+            replica.failed_at.filter(|at| self.clock.now().duration_since(*at) < COOL)
+        });
+        Ok(candidates)
+    }
+
+    /// Looks up the addresses. When that fails, the last known ones are as good as before.
+    async fn resolve(&self, known: &mut Known) -> Result<(), NoReplica> {
+        let found = match lookup(&self.address).await {
+            Ok(found) => found,
+            Err(error @ NoReplica::Unresolved { .. }) if !known.replicas.is_empty() => {
+                tracing::warn!(%error, "going on with the addresses last known");
+                known.resolved_at = self.clock.now();
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        known.resolved_at = self.clock.now();
+        let mut held: HashMap<_, _> =
+            known.replicas.drain(..).map(|replica| (replica.address, replica)).collect();
+        let (mut kept, mut fresh) = (Vec::new(), Vec::new());
+        for address in found {
+            match held.remove(&address) {
+                Some(replica) => kept.push(replica),
+                None => fresh.push(Replica::new(address, &known.dialer)),
+            }
+        }
+        if !fresh.is_empty() || !held.is_empty() {
+            tracing::info!(
+                address = self.address,
+                replicas = kept.len() + fresh.len(),
+                new = fresh.len(),
+                gone = held.len(),
+                "the issuer's replicas"
+            );
+        }
+        kept.append(&mut fresh);
+        // So that the agents of a cluster spread over the replicas.
+        kept.shuffle(&mut rand::rng());
+        known.replicas = kept;
+        Ok(())
+    }
+
+    /// Looks for newer roots and addresses; says whether there are any.
+    async fn renew(&self) -> bool {
+        self.trust.look_again().await;
+        let Ok(bundle) = self.trust.current().await else { return false };
+        let mut known = self.known.lock().await;
+        let Some(known) = known.as_mut() else { return true };
+        let before: Vec<_> = known.replicas.iter().map(|replica| replica.address).collect();
+        if self.resolve(known).await.is_err() {
+            return false;
+        }
+        let moved = known.replicas.iter().any(|replica| !before.contains(&replica.address));
+        moved || !known.bundle.same(&bundle)
+    }
+
+    async fn mark(&self, addresses: &[SocketAddr], good: bool) {
+        if let Some(known) = &mut *self.known.lock().await {
+            for replica in known.replicas.iter_mut().filter(|one| addresses.contains(&one.address)) {
+                replica.failed_at = (!good).then(|| self.clock.now());
+            }
+        }
+    }
+
+    fn note(&self, result: Result<(), String>) {
+        self.reached.send_if_modified(|reached| {
+            let news = *reached != result;
+            match &result {
+                Ok(()) if news => tracing::info!(address = self.address, "the issuer is reached"),
+                Err(problem) if news => tracing::warn!(%problem, "the issuer is not reached"),
+                Ok(()) | Err(_) => {}
+            }
+            *reached = result;
+            news
+        });
+    }
+
+    fn describe(&self, troubles: &[Trouble]) -> String {
+        let address = &self.address;
+        match troubles {
+            [] => format!("the issuer at {address} has no replica"),
+            [trouble] => format!("the issuer at {address}: {}", trouble.problem),
+            several => {
+                let told: Vec<_> = several.iter().take(TOLD).map(ToString::to_string).collect();
+                let (told, count) = (told.join("; "), several.len());
+                format!("the issuer at {address}: none of {count} replicas can help: {told}")
+            }
+        }
+    }
+
+    fn silent(&self) -> String {
+        format!("the issuer at {} did not answer within {} s", self.address, DEADLINE.as_secs())
+    }
+}
+
+enum Round<T> {
+    Answer(T),
+    Nobody(Vec<Trouble>),
+}
+
+/// Why one replica did not help.
+struct Trouble {
+    address: SocketAddr,
+    problem: String,
+    /// It was reached, and says itself that it can't.
+    answered: bool,
+}
+
+impl Trouble {
+    fn of(address: SocketAddr, status: &Status) -> Self {
+        // What the replica itself says has no cause on our side.
+        let source = std::error::Error::source(status);
+        let problem = source.map_or_else(|| status.message().to_owned(), cause);
+        Self { address, problem, answered: source.is_none() }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.address, self.problem)
+    }
+}
+
+impl Replica {
+    fn new(address: SocketAddr, dialer: &Dialer) -> Self {
+        Self { address, channel: dialer.channel(address), failed_at: None }
+    }
+}
+
+/// Whether another replica may answer differently: this one could not be reached, or is not up to it.
+fn may_differ(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable
+        | Code::Unknown
+        | Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::Internal
+        | Code::ResourceExhausted
+        | Code::Aborted
+        | Code::DataLoss
+        | Code::Ok => true,
+        Code::Unauthenticated
+        | Code::PermissionDenied
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::Unimplemented => false,
+    }
+}
+
+/// The addresses behind `HOST:PORT`, or behind several with commas between them.
+async fn lookup(text: &str) -> Result<Vec<SocketAddr>, NoReplica> {
+    let malformed = || NoReplica::Address { address: text.to_owned() };
+    let mut all = Vec::new();
+    let mut last = None;
+    for one in text.split(',').map(str::trim) {
+        let (host, port) = one.rsplit_once(':').ok_or_else(malformed)?;
+        if host.is_empty() || port.parse::<u16>().is_err() {
+            return Err(malformed());
+        }
+        match tokio::time::timeout(LOOKUP, tokio::net::lookup_host(one)).await {
+            Ok(Ok(found)) => all.extend(found),
+            Ok(Err(error)) => last = Some(error.to_string()),
+            Err(_) => last = Some(format!("no answer within {} s", LOOKUP.as_secs())),
+        }
+    }
+    all.sort_unstable();
+    all.dedup();
+    match last {
+        Some(problem) if all.is_empty() => Err(NoReplica::Unresolved { address: text.to_owned(), problem }),
+        Some(_) | None => Ok(all),
+    }
+}
+
+fn cause(error: &(dyn std::error::Error + 'static)) -> String {
+    innermost(error, "of this node and the issuer's")
+}
+
+impl fmt::Debug for Replicas {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Replicas({}, {:?})", self.address, self.trust)
+    }
+}

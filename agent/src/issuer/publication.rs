@@ -1,0 +1,290 @@
+//! The trust bundle of all replicas, in one `ConfigMap`: no private part of anything is in it.
+//!
+//! Each replica writes one entry for each of its generations (`anchor`), under `issuer-<id of the JWT key>`, and
+//! signs nothing before it has seen its own entry there. `bundle.pem` and `bundle.json` are made from all entries
+//! and change together with them. Every write names the version it started from, so nobody's entry is lost to a
+//! race: the slower one looks again.
+//!
+//! An entry says until when it is needed. Its replica puts that off while it lives; of a replica that is gone the
+//! entry stays until everything it signed has ended, and is then removed by whoever looks. An entry that somebody
+//! removes by hand is trusted no more, unless it is that of a living replica, which publishes it again.
+//!
+//! Whoever may write this object decides whom the whole trust domain believes.
+
+mod plan;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::issuer::config::PublicationConfig;
+use crate::issuer::health::Health;
+use crate::issuer::keys::Keys;
+use crate::kubernetes::{Api, ApiError, ConfigMap, Look, ObjectName, Patch, follow};
+use crate::spiffe::TrustDomain;
+use plan::{Facts, Plan, plan};
+
+/// How often the entries are looked at without a reason: by then one may have to be put off or removed.
+const LOOK: Duration = Duration::from_secs(300);
+/// How often one unknown key makes us ask: an agent with a nonsense ticket must not make us a burden.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// The first pause after a write that failed; doubled up to the second.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Races lost in a row before a pause is made.
+const RACES: u32 = 8;
+
+/// Publishes this issuer's keys and learns the others'.
+pub(crate) struct Publication {
+    api: Arc<Api>,
+    object: ObjectName,
+    replica: String,
+    grace: Duration,
+    /// The longest life of anything signed.
+    longest: Duration,
+    trust_domain: TrustDomain,
+    keys: Arc<Keys>,
+    health: Arc<Health>,
+    clock: Clock,
+    asked: Mutex<Option<Instant>>,
+}
+
+/// What the task knows.
+#[derive(Default)]
+struct Progress {
+    /// The object as it was last seen; within, nothing where it did not exist.
+    seen: Option<Option<Arc<ConfigMap>>>,
+    failures: u32,
+    /// Tried again then.
+    again: Option<Instant>,
+    /// Published, and ready then.
+    ready: Option<Instant>,
+    open: bool,
+    warned: Vec<String>,
+}
+
+impl Publication {
+    pub(crate) fn new(
+        config: PublicationConfig,
+        api: Arc<Api>,
+        longest: Duration,
+        trust_domain: TrustDomain,
+        keys: Arc<Keys>,
+        health: Arc<Health>,
+    ) -> Self {
+        let PublicationConfig { object, replica, grace, .. } = config;
+        let clock = api.clock();
+        let asked = Mutex::new(None);
+        Self { api, object, replica, grace, longest, trust_domain, keys, health, clock, asked }
+    }
+
+    /// Keeps the publication until `shutdown`. Our entries stay: what we signed lives on.
+    pub(crate) async fn run(&self, shutdown: &CancellationToken) {
+        // Only the latest look matters.
+        let looked = watch::Sender::new(None);
+        tokio::join!(
+            follow::<ConfigMap>(&self.api, &self.object, shutdown, |look| {
+                looked.send_replace(Some(look));
+            }),
+            self.keep(&looked, shutdown),
+        );
+    }
+
+    /// Looks once whether others have published a key we do not know, unless that was done just now.
+    pub(crate) async fn look_again(&self) {
+        let mut asked = self.asked.lock().await;
+        let now = self.clock.now();
+        if asked.is_some_and(|at| now.duration_since(at) < ASK_AGAIN) {
+            return;
+        }
+        match self.api.get::<ConfigMap>(&self.object.path()).await {
+            Ok(map) => self.learn(&self.plan(&map.data)),
+            Err(error) => tracing::warn!(%error, object = %self.object, "can't look for the keys of others"),
+        }
+        *asked = Some(self.clock.now());
+    }
+
+    async fn keep(&self, looked: &watch::Sender<Option<Look<ConfigMap>>>, shutdown: &CancellationToken) {
+        let mut told = looked.subscribe();
+        let mut progress = Progress::default();
+        let mut changes = self.keys.revisions();
+        loop {
+            let look = self.clock.now() + LOOK;
+            let next = [progress.again, progress.ready.filter(|_| !progress.open)].into_iter().flatten();
+            let next = next.min().map_or(look, |next| next.min(look));
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = told.changed() => if changed.is_err() { return },
+                changed = changes.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep_until(next) => {}
+            }
+            told.mark_unchanged();
+            let mut look = None;
+            looked.send_if_modified(|latest| {
+                look = latest.take();
+                false
+            });
+            changes.mark_unchanged();
+            match look {
+                None => {}
+                Some(Look::Is(map)) => progress.seen = Some(Some(Arc::new(map))),
+                Some(Look::Missing) => progress.seen = Some(None),
+                // A write needs no watch; where it fails too, it says so.
+                Some(Look::Failed(error)) if progress.seen.is_some() => {
+                    tracing::debug!(%error, object = %self.object, "can't be watched");
+                }
+                Some(Look::Failed(error)) => self.trouble(&mut progress, &error),
+            }
+            let due = progress.again.is_none_or(|at| at <= self.clock.now());
+            if due && let Some(seen) = progress.seen.clone() {
+                self.settle(&mut progress, seen).await;
+            }
+            self.open(&mut progress);
+        }
+    }
+
+    /// Brings the object to where it should be, and learns what is in it.
+    async fn settle(&self, progress: &mut Progress, mut map: Option<Arc<ConfigMap>>) {
+        let nothing = BTreeMap::new();
+        for _ in 0..RACES {
+            let plan = self.plan(map.as_ref().map_or(&nothing, |map| &map.data));
+            self.warn(progress, &plan);
+            progress.seen = Some(map.clone());
+            if plan.changes.is_empty() {
+                self.settled(progress, &plan);
+                return;
+            }
+            let written = match &map {
+                Some(map) => self.write(map, &plan).await,
+                None => self.create(&plan).await,
+            };
+            let now = match written {
+                Ok(new) => {
+                    tracing::info!(
+                        object = %self.object, roots = plan.roots, removed = plan.removed,
+                        "the trust bundle is published"
+                    );
+                    Ok(new)
+                }
+                // Somebody was faster, or it is gone, or it has come: look again.
+                Err(error) if error.is_conflict() || error.is_missing() => {
+                    self.api.get(&self.object.path()).await
+                }
+                Err(error) => Err(error),
+            };
+            map = match now {
+                Ok(new) => Some(Arc::new(new)),
+                Err(error) if error.is_missing() => None,
+                Err(error) => return self.trouble(progress, &error),
+            };
+        }
+        // Many replicas at once: the others go first.
+        progress.again = Some(self.clock.now() + RETRY.0);
+    }
+
+    fn plan(&self, data: &BTreeMap<String, String>) -> Plan {
+        plan(
+            data,
+            &Facts {
+                own: &self.keys.own(),
+                replica: &self.replica,
+                trust_domain: &self.trust_domain,
+                longest: self.longest,
+                sequence: self.keys.bundle().1,
+                now: self.clock.wall(),
+            },
+        )
+    }
+
+    fn learn(&self, plan: &Plan) {
+        self.keys.join(plan.others.clone(), plan.sequence, plan.published.clone());
+    }
+
+    async fn write(&self, map: &ConfigMap, plan: &Plan) -> Result<ConfigMap, ApiError> {
+        let patch = json!({
+            "metadata": { "resourceVersion": map.metadata.resource_version },
+            "data": plan.changes,
+        });
+        self.api.patch(&self.object.path(), Patch::Merge, &patch).await
+    }
+
+    async fn create(&self, plan: &Plan) -> Result<ConfigMap, ApiError> {
+        let data: BTreeMap<_, _> =
+            plan.changes.iter().filter_map(|(key, text)| Some((key, text.as_ref()?))).collect();
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": self.object.name(),
+                "namespace": self.object.namespace(),
+                "labels": { "app.kubernetes.io/part-of": "countersign" },
+            },
+            "data": data,
+        });
+        self.api.create(&self.object.collection(), &object, None).await
+    }
+
+    /// Everything is as it should be, and was seen so.
+    fn settled(&self, progress: &mut Progress, plan: &Plan) {
+        self.learn(plan);
+        progress.failures = 0;
+        progress.again = None;
+        if progress.ready.is_none() {
+            // Where nobody else ever published, nobody holds a bundle that lacks us.
+            let grace = if plan.others.is_empty() { Duration::ZERO } else { self.grace };
+            progress.ready = Some(self.clock.now() + grace);
+            if !grace.is_zero() {
+                let problem = format!("published; ready {} later", humantime::format_duration(grace));
+                self.health.published(Err(problem));
+            }
+        }
+        if progress.open {
+            self.health.published(Ok(()));
+        }
+    }
+
+    fn open(&self, progress: &mut Progress) {
+        if progress.open || progress.ready.is_none_or(|at| at > self.clock.now()) {
+            return;
+        }
+        progress.open = true;
+        self.keys.open();
+        self.health.published(Ok(()));
+        tracing::info!(object = %self.object, "the keys are published; signing from now on");
+    }
+
+    fn trouble(&self, progress: &mut Progress, error: &ApiError) {
+        progress.failures = progress.failures.saturating_add(1);
+        let pause = RETRY.0.saturating_mul(1 << (progress.failures - 1).min(10)).min(RETRY.1);
+        let pause = error.retry_after().map_or(pause, |wanted| wanted.max(pause));
+        progress.again = Some(self.clock.now() + pause);
+        let remedy = if error.is_forbidden() {
+            "; the issuer's service account needs the rights to get, list, watch and patch it"
+        } else {
+            ""
+        };
+        let problem = format!("{}: {error}{remedy}", self.object);
+        // One that is published and open goes on: its keys are known, and the others' as far as they were.
+        let news =
+            if progress.open { progress.failures == 1 } else { self.health.published(Err(problem.clone())) };
+        if news {
+            tracing::warn!(%problem, "the trust bundle can't be kept");
+        } else {
+            tracing::debug!(%problem, "the trust bundle can't be kept");
+        }
+    }
+
+    /// Says once of each entry that can't be used why.
+    fn warn(&self, progress: &mut Progress, plan: &Plan) {
+        let fresh = plan.unusable.iter().filter(|problem| !progress.warned.contains(problem));
+        for problem in fresh {
+            tracing::warn!(object = %self.object, "an entry of the trust bundle is left out: {problem}");
+        }
+        progress.warned.clone_from(&plan.unusable);
+    }
+}

@@ -1,0 +1,89 @@
+//! Admission on a real API server, without nodes: what pods are given and what is refused, first by the policy and
+//! then by the webhook, which must come to the same.
+
+mod nodes;
+mod server;
+mod workloads;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use countersign_cluster::admission::judge;
+use countersign_cluster::admission::table::{self, Given, Refused};
+use countersign_cluster::namespace::{Entered, enter};
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::Value;
+
+use crate::server::Server;
+
+type Outcomes = Vec<(String, Result<()>)>;
+
+fn main() -> Result<ExitCode> {
+    let arguments = Arguments::from_args();
+    let place = match enter()? {
+        Entered::Inside(place) => place,
+        Entered::Ended(code) => return Ok(code),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let outcomes = runtime.block_on(async {
+        let mut server = Server::start(&place).await?;
+        let mut outcomes = Outcomes::new();
+        let result = all(&mut server, &mut outcomes).await;
+        outcomes
+            .push(("all parts were tried".to_owned(), result.map_err(|error| error.context(server.said()))));
+        anyhow::Ok(outcomes)
+    })?;
+    let trials = outcomes.into_iter().map(|(name, outcome)| {
+        Trial::test(name, move || outcome.map_err(|error| Failed::from(format!("{error:#}"))))
+    });
+    Ok(libtest_mimic::run(&arguments, trials.collect()).exit_code())
+}
+
+async fn all(server: &mut Server, outcomes: &mut Outcomes) -> Result<()> {
+    // Before there is any policy of ours.
+    let old = workloads::before(server).await;
+    outcomes.push(("workloads from before are there".to_owned(), old));
+
+    server.install("policy").await?;
+    let by_policy = tables(server, "policy", outcomes).await?;
+    workloads::cases(server, outcomes).await;
+    outcomes
+        .push(("policy: the types of all expressions are sound".to_owned(), server.types_are_sound().await));
+    outcomes.push(("policy: a container that comes later".to_owned(), server.added_later().await));
+    outcomes
+        .push(("policy: the largest pods are within its limits".to_owned(), workloads::large(server).await));
+    nodes::cases(server, outcomes).await?;
+
+    server.install("webhook").await?;
+    outcomes.push(("webhook: no other pod depends on it".to_owned(), server.nobody_serves().await));
+    server.serve_webhook().await?;
+    let by_webhook = tables(server, "webhook", outcomes).await?;
+    outcomes.push(("webhook: a container that comes later".to_owned(), server.added_later().await));
+    for (name, pod) in &by_policy {
+        let same = match by_webhook.get(name) {
+            Some(other) if other == pod => Ok(()),
+            other => Err(anyhow::anyhow!("policy:\n{pod:#}\nwebhook:\n{other:#?}")),
+        };
+        outcomes.push((format!("the same both ways: {name}"), same));
+    }
+    outcomes.push(("injection that is missing is told".to_owned(), server.missing().await));
+    Ok(())
+}
+
+/// All pods of both tables: what those that are let in look like.
+async fn tables(server: &Server, way: &str, outcomes: &mut Outcomes) -> Result<BTreeMap<String, Value>> {
+    let mut pods = BTreeMap::new();
+    for case in table::read::<Given>("given.yaml")? {
+        let name = case.pod.name.clone();
+        let judged = judge::given(server.client(), &case).await;
+        let outcome = judged.map(|pod| drop(pods.insert(name.clone(), pod)));
+        outcomes.push((format!("{way}: given: {name}"), outcome));
+    }
+    for case in table::read::<Refused>("refused.yaml")? {
+        let outcome = judge::refused(server.client(), &case).await;
+        outcomes.push((format!("{way}: refused: {}", case.pod.name), outcome));
+    }
+    ensure!(pods.len() > 10, "a table with next to nothing in it proves nothing");
+    Ok(pods)
+}

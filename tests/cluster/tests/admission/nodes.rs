@@ -1,0 +1,53 @@
+//! What an agent may do to nodes.
+
+use anyhow::{Result, ensure};
+use countersign_cluster::admission::post::{Answer, create, patch};
+use countersign_cluster::admission::table::{self, Node};
+use kube::Client;
+use serde_json::json;
+
+use crate::Outcomes;
+use crate::server::Server;
+
+const TAINT: &str = "countersign.dev/agent-not-ready";
+
+/// The table of nodes, tried with the token of an agent's pod.
+pub(crate) async fn cases(server: &Server, outcomes: &mut Outcomes) -> Result<()> {
+    let taint = |key: &str| json!({"key": key, "effect": "NoSchedule"});
+    for (name, taints) in [
+        ("node-a", json!([taint("first"), taint(TAINT), taint("last")])),
+        ("node-b", json!([taint("first"), taint(TAINT), taint("last")])),
+        ("node-c", json!([taint(TAINT)])),
+    ] {
+        let metadata = json!({"name": name, "labels": {"kept": "a"}, "annotations": {"kept": "a"}});
+        let node = json!({"metadata": metadata, "spec": {"taints": taints}});
+        create(server.client(), "/api/v1/nodes", &node).await?.object()?;
+    }
+    let agent = server.pod_client("countersign-agent", "node-a").await?;
+    for case in table::read::<Node>("nodes.yaml")? {
+        let outcome = judge(&agent, &case).await;
+        outcomes.push((format!("node: {}", case.name), outcome));
+    }
+    let alone = server.pod_client("countersign-agent", "node-c").await?;
+    let last = json!([{"op": "remove", "path": "/spec/taints/0"}]);
+    let outcome = patch(&alone, "/api/v1/nodes/node-c", &last).await.and_then(Answer::object);
+    outcomes.push(("node: takes the startup taint where it is the only one".to_owned(), outcome.map(drop)));
+    let issuer = server.pod_client("countersign-issuer", "node-b").await?;
+    let outcome = patch(&issuer, "/api/v1/nodes/node-b?dryRun=All", &last).await.and_then(Answer::refusal);
+    outcomes.push(("node: the issuer may do nothing to nodes".to_owned(), outcome.map(drop)));
+    Ok(())
+}
+
+async fn judge(agent: &Client, case: &Node) -> Result<()> {
+    let subresource = case.subresource.as_ref().map(|name| format!("/{name}")).unwrap_or_default();
+    let path = format!("/api/v1/nodes/{}{subresource}?dryRun=All", case.node);
+    let answer = patch(agent, &path, &case.patch).await?;
+    match &case.refused {
+        None => answer.object().map(drop),
+        Some(expected) => {
+            let refusal = answer.refusal()?;
+            ensure!(refusal.contains(expected), "{refusal}");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Many pods at once, and what kubelet counts.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use countersign_cluster::kubelet::Operations;
+use countersign_cluster::pods::{LIMIT, until};
+use countersign_cluster::world::{Case, Kind, World, case};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::api::PostParams;
+use serde_json::json;
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![case("hundred_pods_at_once_all_start_without_a_failed_call", Kind::Alone, hundred)]
+}
+
+const PODS: usize = 100;
+
+async fn hundred(world: Arc<World>) -> Result<()> {
+    let space = world.space("many").await?;
+    let client = world.client().await?;
+    let before = Operations::read(&client).await?;
+    let deployment = json!({
+        "metadata": {"name": "many"},
+        "spec": {
+            "replicas": PODS,
+            "selector": {"matchLabels": {"app": "many"}},
+            "template": {
+                "metadata": {"labels": {"app": "many"}, "annotations": {
+                    "countersign.dev/inject": "true",
+                    "secret.countersign.dev/p": "sops:e2e-many.db#password",
+                    "jwt.countersign.dev/token": "https://api.example.com",
+                }},
+                "spec": {"terminationGracePeriodSeconds": 0, "containers": [
+                    {"name": "main", "image": world.image(), "imagePullPolicy": "IfNotPresent"},
+                ]},
+            },
+        },
+    });
+    let deployments = space.api::<Deployment>();
+    deployments.create(&PostParams::default(), &serde_json::from_value(deployment)?).await?;
+    let pods = until(LIMIT * 2, "a hundred ready pods", async || {
+        Ok(Some(space.ready("app=many").await?).filter(|pods| pods.len() == PODS))
+    });
+    for pod in pods.await?.iter().step_by(17) {
+        let pod = pod.metadata.name.as_deref().context("a name")?;
+        ensure!(space.file(pod, "p").await? == "for-many");
+    }
+    deployments.delete("many", &kube::api::DeleteParams::foreground()).await?;
+    until(LIMIT, "no pod left", async || {
+        let left =
+            space.api::<k8s_openapi::api::core::v1::Pod>().list(&kube::api::ListParams::default()).await?;
+        Ok(left.items.is_empty().then_some(()))
+    })
+    .await?;
+    let since = Operations::read(&client).await?.since(&before);
+    ensure!(since.published() >= PODS as u64, "{since:?}");
+    ensure!(since.failed().is_empty(), "calls of kubelet's failed: {since:?}");
+    space.remove().await
+}

@@ -1,0 +1,90 @@
+//! The release installed, upgraded and rolled back, with pods running.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use countersign_cluster::chart::RELEASE;
+use countersign_cluster::pods::{LIMIT, PATH, Space, uid, until};
+use countersign_cluster::secrets::SYSTEM;
+use countersign_cluster::world::{Case, Kind, World, case};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("values_with_a_typo_are_refused", Kind::Harmless, typo),
+        case("files_stay_through_upgrade_and_rollback", Kind::Alone, upgrade),
+        case("pod_starts_once_a_rule_allows_it", Kind::Alone, allowed),
+    ]
+}
+
+async fn typo(world: Arc<World>) -> Result<()> {
+    let mut values = world.values().clone();
+    values["trustDomian"] = json!("example.org");
+    let error = world.helm().render(&values).await.err().context("a refusal")?;
+    ensure!(error.to_string().contains("trustDomian"), "{error}");
+    Ok(())
+}
+
+/// Says every second tenth whether its file can be read.
+const WATCHER: &str = r#"while :; do cat "$0/p" >/dev/null || echo missing; sleep 0.05; done"#;
+
+async fn upgrade(world: Arc<World>) -> Result<()> {
+    let space = world.space("upgrade").await?;
+    let asks = [
+        ("countersign.dev/inject", "true"),
+        ("secret.countersign.dev/p", "sops:e2e-upgrade.db#password"),
+        ("countersign.dev/refresh", "1s"),
+    ];
+    let mut manifest = space.manifest("watcher", &asks);
+    manifest["spec"]["containers"][0]["command"] = json!(["sh", "-c", WATCHER, PATH]);
+    space.start_from(&manifest).await?;
+    let system = world.system().await?;
+    let before = node_pods(&system).await?;
+    let mut values = world.values().clone();
+    values["node"] = json!({"podAnnotations": {"e2e.test/version": "2"}});
+    values["issuer"] = json!({"podAnnotations": {"e2e.test/version": "2"}});
+    world.helm().install(&values).await?;
+    let between = rolled(&system, &before).await?;
+    space.start("on-the-new", &asks[1..]).await?;
+    world.helm().must(&["rollback", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout", "3m"]).await?;
+    rolled(&system, &between).await?;
+    world.store().await?.write("e2e-upgrade.db", &json!({"password": "after"})).await?;
+    for pod in ["watcher", "on-the-new"] {
+        space.file_becomes(pod, "p", "after").await?;
+    }
+    let log = space.log("watcher", "main").await?;
+    ensure!(log.is_empty(), "the file was not there all the while: {log}");
+    space.remove().await
+}
+
+async fn node_pods(system: &Space) -> Result<Vec<String>> {
+    let pods = system.ready("app.kubernetes.io/component=node").await?;
+    pods.iter().map(|pod: &Pod| Ok(uid(pod)?.to_owned())).collect()
+}
+
+/// Waits until all pods of driver and agent are others than `before`.
+async fn rolled(system: &Space, before: &[String]) -> Result<Vec<String>> {
+    until(LIMIT, "rolled", async || {
+        let now = node_pods(system).await?;
+        Ok((now.len() == before.len() && now.iter().all(|uid| !before.contains(uid))).then_some(now))
+    })
+    .await
+}
+
+async fn allowed(world: Arc<World>) -> Result<()> {
+    let space = world.space("allowed").await?;
+    let asks =
+        [("countersign.dev/inject", "true"), ("secret.countersign.dev/p", "sops:e2e-other.db#password")];
+    space.create(&space.manifest("hopeful", &asks)).await?;
+    space.event("hopeful", &["FailedMount", "e2e-other.db"]).await?;
+    let mut values = world.values().clone();
+    let rules = values.pointer_mut("/sops/allow").and_then(|rules| rules.as_array_mut()).context("rules")?;
+    let id = format!("spiffe://{}/ns/e2e-allowed/sa/default", countersign_cluster::chart::TRUST_DOMAIN);
+    rules.push(json!({"id": id, "paths": ["e2e-other.db"]}));
+    world.helm().install(&values).await?;
+    space.running("hopeful").await?;
+    ensure!(space.file("hopeful", "p").await? == "another's");
+    world.helm().install(world.values()).await?;
+    space.remove().await
+}

@@ -1,0 +1,192 @@
+//! Parts that end and come back under pods that run.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use countersign_cluster::node;
+use countersign_cluster::pods::{LIMIT, Space, is_ready, name, uid, until};
+use countersign_cluster::world::{Case, Kind, World, case};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::change::restarts;
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("driver_and_agent_deleted_under_a_running_pod", Kind::Alone, pod_deleted),
+        case("agent_killed_under_a_running_pod", Kind::Node, agent_killed),
+        case("driver_killed_under_a_running_pod", Kind::Node, driver_killed),
+        case("kubelet_restarted_under_a_running_pod", Kind::Node, kubelet_restarted),
+        case("issuer_rolled_and_scaled_while_pods_start", Kind::Alone, issuer),
+        case("node_rebooted", Kind::Node, rebooted),
+    ]
+}
+
+const ASKS: [(&str, &str); 3] = [
+    ("secret.countersign.dev/p", "sops:e2e-restart.db#password"),
+    ("jwt.countersign.dev/token", "https://api.example.com"),
+    ("countersign.dev/refresh", "1s"),
+];
+const NODE_LABEL: &str = "app.kubernetes.io/component=node";
+
+/// A pod that runs through something: its file is there all the while, and follows its secret afterwards.
+struct Survivor {
+    space: Space,
+    world: Arc<World>,
+    key: String,
+}
+
+impl Survivor {
+    async fn new(world: &Arc<World>, case: &str) -> Result<Self> {
+        let space = world.space(case).await?;
+        let key = format!("e2e-{case}.live");
+        world.store().await?.write(&key, &json!({"password": "before"})).await?;
+        let reference = format!("sops:{key}#password");
+        let mut asks = ASKS.to_vec();
+        if let Some(first) = asks.first_mut() {
+            first.1 = &reference;
+        }
+        space.start("survivor", &asks).await?;
+        Ok(Self { space, world: Arc::clone(world), key })
+    }
+
+    async fn has_files(&self) -> Result<()> {
+        ensure!(self.space.file("survivor", "p").await? == "before");
+        ensure!(self.space.file("survivor", "token").await?.split('.').count() == 3);
+        Ok(())
+    }
+
+    /// It still runs, its files follow, and another pod can start.
+    async fn survived(self) -> Result<()> {
+        self.has_files().await?;
+        self.world.store().await?.write(&self.key, &json!({"password": "after"})).await?;
+        self.space.file_becomes("survivor", "p", "after").await?;
+        ensure!(restarts(&self.space, "survivor").await? == 0);
+        let reference = format!("sops:{}#password", self.key);
+        self.space.start("newcomer", &[("secret.countersign.dev/p", &reference)]).await?;
+        ensure!(self.space.file("newcomer", "p").await? == "after");
+        for pod in ["survivor", "newcomer"] {
+            self.space.delete(pod).await?;
+        }
+        self.space.remove().await
+    }
+}
+
+/// Waits until the pod of driver and agent is another one than `old`, and ready.
+async fn node_pod_after(system: &Space, old: &str) -> Result<()> {
+    until(LIMIT, "another pod of driver and agent", async || {
+        let pods = system.ready(NODE_LABEL).await?;
+        Ok(pods.iter().any(|pod| uid(pod).is_ok_and(|uid| uid != old)).then_some(()))
+    })
+    .await
+}
+
+async fn pod_deleted(world: Arc<World>) -> Result<()> {
+    let survivor = Survivor::new(&world, "deleted").await?;
+    let system = world.system().await?;
+    for pod in system.ready(NODE_LABEL).await? {
+        system.api::<Pod>().delete(name(&pod)?, &DeleteParams::default()).await?;
+        survivor.has_files().await?;
+        node_pod_after(&system, uid(&pod)?).await?;
+    }
+    survivor.survived().await
+}
+
+async fn agent_killed(world: Arc<World>) -> Result<()> {
+    let survivor = Survivor::new(&world, "agent").await?;
+    let old = node::agent()?;
+    node::signal(old, Signal::KILL)?;
+    survivor.has_files().await?;
+    node::replaced(old, node::agent).await?;
+    survivor.survived().await
+}
+
+async fn driver_killed(world: Arc<World>) -> Result<()> {
+    let survivor = Survivor::new(&world, "driver").await?;
+    let old = node::driver()?;
+    node::signal(old, Signal::KILL)?;
+    survivor.has_files().await?;
+    node::replaced(old, node::driver).await?;
+    survivor.survived().await
+}
+
+async fn kubelet_restarted(world: Arc<World>) -> Result<()> {
+    let survivor = Survivor::new(&world, "kubelet").await?;
+    world.node()?.restart_kubelet().await?;
+    survivor.survived().await
+}
+
+async fn issuer(world: Arc<World>) -> Result<()> {
+    let space = world.space("issuer").await?;
+    let system = world.system().await?;
+    let deployments = system.api::<Deployment>();
+    let patch = PatchParams::default();
+    let mut started = 0;
+    let replicas = |number: i32| json!({"spec": {"replicas": number}});
+    let roll = json!({"spec": {"template": {"metadata": {"annotations": {"e2e.test/rolled": "1"}}}}});
+    for change in [replicas(1), replicas(3), replicas(1), roll, replicas(2)] {
+        deployments.patch("countersign-issuer", &patch, &Patch::Strategic(change)).await?;
+        // While it happens and once it has.
+        loop {
+            started += 1;
+            let pod = format!("pod-{started}");
+            space.start(&pod, &ASKS[1..2]).await?;
+            let failed: Vec<_> =
+                space.events(&pod).await?.into_iter().filter(|event| event.contains("FailedMount")).collect();
+            ensure!(failed.is_empty(), "{pod} while the issuer changed: {failed:#?}");
+            space.api::<Pod>().delete(&pod, &DeleteParams::default()).await?;
+            if rolled_out(&deployments.get("countersign-issuer").await?)? {
+                break;
+            }
+        }
+    }
+    space.remove().await
+}
+
+/// Whether nothing of a deployment is on its way.
+fn rolled_out(deployment: &Deployment) -> Result<bool> {
+    let spec = &deployment.spec;
+    let status = deployment.status.as_ref().context("a status")?;
+    let wanted = spec.replicas;
+    Ok(status.observed_generation == deployment.metadata.generation
+        && status.replicas == wanted
+        && status.updated_replicas == wanted
+        && status.available_replicas == wanted)
+}
+
+async fn rebooted(world: Arc<World>) -> Result<()> {
+    let space = world.space("reboot").await?;
+    let stays = space.start("stays", &[("secret.countersign.dev/p", "sops:e2e-reboot.db#password")]).await?;
+    let goes = space.start("goes", &[("secret.countersign.dev/p", "sops:e2e-reboot.db#password")]).await?;
+    let cluster = world.node()?;
+    cluster.stop_kubelet().await?;
+    // One is deleted while the machine is down.
+    space.api::<Pod>().delete("goes", &DeleteParams::default()).await?;
+    cluster.reboot().await?;
+    let pods = space.api::<Pod>();
+    until(Duration::from_secs(180), "running again", async || {
+        let pod = pods.get("stays").await?;
+        let again =
+            pod.status.as_ref().and_then(|status| status.container_statuses.as_ref()?.first().cloned());
+        Ok((is_ready(&pod) && again.is_some_and(|container| container.restart_count == 1)).then_some(()))
+    })
+    .await?;
+    ensure!(space.file("stays", "p").await? == "for-reboot");
+    ensure!(node::volumes(uid(&stays)?)?.len() == 1);
+    space.gone("goes").await?;
+    let gone = async || Ok((!node::directory(uid(&goes)?).exists()).then_some(()));
+    until(LIMIT, "removed", gone).await?;
+    // The release itself is whole again.
+    let system = world.system().await?;
+    until(LIMIT, "a release that is ready", async || {
+        let all = system.api::<Pod>().list(&ListParams::default()).await?;
+        Ok(all.iter().all(is_ready).then_some(()))
+    })
+    .await?;
+    space.delete("stays").await?;
+    space.remove().await
+}
