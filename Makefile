@@ -1,18 +1,27 @@
 # What people and CI call: CI calls nothing else. Each target has one line that `make help` shows.
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint bench conformance interop fuzz deny chart admission image cluster-test cluster-bench cluster e2e kind-up kind-demo kind-down
+.PHONY: help demo test vault-test vault-bench soak lint bench conformance interop fuzz deny chart admission image cluster-test cluster-bench cluster e2e kind-up kind-demo kind-down
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+DEMO := $(if $(filter vault,$(STORE)),countersign-vault-demo,countersign-demo)
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## build, and show a secret reach a pod on this machine (under 15 s when built)
-	cargo build --profile demo --quiet --bin countersign-driver --bin countersign-agent --bin countersign-demo
-	@$(TARGET)/demo/countersign-demo
+demo: ## build, and show a secret reach a pod on this machine (under 15 s when built; STORE=vault: from the vault or bao on PATH)
+	cargo build --profile demo --quiet --bin countersign-driver --bin countersign-agent --bin $(DEMO)
+	@$(TARGET)/demo/$(DEMO)
 
 test: ## all tests that need no cluster
 	@tests/suite
+
+vault-test: ## the store `vault` against a real Vault and PostgreSQL (needs root, Go for vault, Debian's postgresql)
+	cargo build --workspace --bins
+	VAULT_BIN="$$(tests/tools/build.sh vault)" cargo test --package countersign-vault-tests
+
+vault-bench: ## measure the store `vault`, with what Vault itself takes beside it
+	cargo build --release --quiet --bin countersign-driver --bin countersign-agent --bin countersign-vault-bench
+	@VAULT_BIN="$$(tests/tools/build.sh vault)" $(TARGET)/release/countersign-vault-bench
 
 soak: ## SIGKILL driver and agent at 1,000 random moments (COUNTERSIGN_KILLS=n, COUNTERSIGN_SEED=n)
 	cargo build --workspace --bins

@@ -3,9 +3,11 @@
 #
 #   fuzz/run.sh SECONDS [TARGET…]
 #
-# No nightly compiler is needed: coverage comes from flags that the stable one takes. The address sanitizer is left
-# out on purpose, for our code forbids `unsafe`; what is looked for are panics and broken promises. What is found lies in
-# fuzz/artifacts/<target>; what was learnt is put away after the run (COUNTERSIGN_FUZZ_KEEP=1 adds it to the corpus).
+# Where rustup has a nightly compiler, the address sanitizer is on: our code forbids `unsafe`, but not all of what it calls
+# does. The sanitizer's flag is one that the stable compiler refuses; there it is left out, and coverage comes from flags
+# that it takes: what is looked for then are panics and broken promises. COUNTERSIGN_FUZZ_SANITIZER=address or =none decides
+# otherwise. What is found lies in fuzz/artifacts/<target>; what was learnt is put away after the run
+# (COUNTERSIGN_FUZZ_KEEP=1 adds it to the corpus).
 set -euo pipefail
 
 seconds=${1:?"seconds a target are wanted: fuzz/run.sh 20"}
@@ -20,7 +22,13 @@ built=$directory/$host/release
 mapfile -t targets < <(if (($#)); then printf '%s\n' "$@"; else cargo fuzz list --fuzz-dir fuzz; fi)
 # The flags of a person's own setting would make a second build of everything.
 unset CARGO_TARGET_DIR CARGO_ENCODED_RUSTFLAGS RUSTFLAGS
-cargo fuzz build --fuzz-dir fuzz --sanitizer none --target "$host" --target-dir "$directory"
+sanitizer=${COUNTERSIGN_FUZZ_SANITIZER:-$(if rustup run nightly rustc -V >/dev/null 2>&1; then echo address; else echo none; fi)}
+toolchain=()
+[[ $sanitizer == none ]] || toolchain=(+nightly)
+echo "sanitizer: $sanitizer (cargo ${toolchain[*]:-of the default toolchain})"
+cargo "${toolchain[@]}" fuzz build --fuzz-dir fuzz --sanitizer "$sanitizer" --target "$host" --target-dir "$directory"
+# Looking for leaks takes ptrace, which containers refuse; what a target leaks, the limit of its memory shows.
+export ASAN_OPTIONS=detect_leaks=0:${ASAN_OPTIONS:-}
 
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT

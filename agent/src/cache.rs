@@ -2,7 +2,8 @@
 //!
 //! An entry is keyed by (SPIFFE ID, source), so what one identity may read is never handed to another. Its lock
 //! makes it single-flight: who comes second waits for the first and finds the answer fresh. It lives as long as a
-//! volume holds it. A failed read keeps the last good answer and is not repeated before its backoff has run out.
+//! volume holds it. A failed read keeps the last good answer and is not repeated before its backoff has run out. When
+//! the store itself said when to come again, that holds for a pod as well that kubelet tries to start anew meanwhile.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -39,6 +40,8 @@ pub struct Cache {
     clock: Clock,
     entries: Mutex<HashMap<Key, Weak<Entry>>>,
     bulkheads: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
+    /// Entries without an answer whose store is not to be asked before then, though no volume may hold them.
+    resting: Mutex<Vec<(Instant, Arc<Entry>)>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -108,7 +111,7 @@ impl Cache {
     /// An empty cache.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
-        Self { clock, entries: Mutex::default(), bulkheads: Mutex::default() }
+        Self { clock, entries: Mutex::default(), bulkheads: Mutex::default(), resting: Mutex::default() }
     }
 
     /// The entry of `source` for `spiffe_id`, shared with everybody who holds it.
@@ -141,9 +144,18 @@ impl Cache {
         self.len() == 0
     }
 
+    /// For each store, the age of the oldest secret in use. An entry that is being read at this moment is left out.
+    pub fn ages(&self) -> HashMap<String, Duration> {
+        self.oldest(|_| true)
+    }
+
     /// For each store with a secret that could not be read again, the age of the oldest such secret. An entry
     /// that is being read at this moment is left out.
     pub fn stale(&self) -> HashMap<String, Duration> {
+        self.oldest(|state| state.failure.is_some())
+    }
+
+    fn oldest(&self, counts: impl Fn(&State) -> bool) -> HashMap<String, Duration> {
         let entries: Vec<_> = {
             let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
             entries.values().filter_map(Weak::upgrade).collect()
@@ -152,7 +164,7 @@ impl Cache {
         let mut oldest = HashMap::new();
         for entry in entries {
             let Ok(state) = entry.state.try_lock() else { continue };
-            let (Some(_), Some(good)) = (&state.failure, &state.good) else { continue };
+            let Some(good) = state.good.as_ref().filter(|_| counts(&state)) else { continue };
             let age = oldest.entry(entry.key.source.store.to_string()).or_insert(Duration::ZERO);
             *age = (*age).max(now - good.read_at);
         }
@@ -185,7 +197,7 @@ impl Cache {
     async fn look<S: Sources>(
         &self,
         sources: &S,
-        entry: &Entry,
+        entry: &Arc<Entry>,
         caller: Caller<'_>,
         max_age: Duration,
     ) -> Option<Look> {
@@ -199,11 +211,30 @@ impl Cache {
             let ask = Ask { caller, source: &entry.key.source, alone: entry.key.alone.is_some() };
             match self.read(sources, ask, &mut state.held).await {
                 Ok(Answer::Apart) => state.apart = true,
-                Ok(Answer::Secret(fetched)) => state.learn(Ok(fetched), self.clock.now()),
-                Err(error) => state.learn(Err(error), self.clock.now()),
+                Ok(Answer::Secret(fetched) | Answer::Kept(fetched)) => {
+                    state.learn(Ok(fetched), self.clock.now());
+                }
+                Err(error) => {
+                    let asked_to_wait =
+                        matches!(&error, Error::StoreUnavailable { retry_after: Some(_), .. });
+                    state.learn(Err(error), self.clock.now());
+                    if asked_to_wait {
+                        self.rest(entry, &state);
+                    }
+                }
             }
         }
         (!state.apart).then(|| state.look(max_age, self.clock.now()))
+    }
+
+    /// Keeps an entry until its store may be asked again. One with an answer is not kept: a secret goes with its pods.
+    fn rest(&self, entry: &Arc<Entry>, state: &State) {
+        let now = self.clock.now();
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        resting.retain(|(until, kept)| *until > now && !Arc::ptr_eq(kept, entry));
+        if let (None, Some(failure)) = (&state.good, &state.failure) {
+            resting.push((failure.retry_at, Arc::clone(entry)));
+        }
     }
 
     async fn read<S: Sources>(

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::identity::choice::SourceArgs;
 use crate::kubernetes::ApiArgs;
+use crate::kubernetes::duties::ClusterArgs;
 use crate::log::LogArgs;
 use crate::spiffe::TrustDomain;
 use crate::store::config::StoreConfig;
@@ -31,12 +32,18 @@ pub struct RunArgs {
     /// The API server; nothing is asked of it unless another flag needs it
     #[command(flatten)]
     pub api: ApiArgs,
+    /// What the agent does in its cluster beside filling volumes
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// Uid the driver runs as: no other peer is served
     #[arg(long, env = "COUNTERSIGN_DRIVER_UID", default_value_t = 0)]
     pub driver_uid: u32,
     /// Address of /healthz, /readyz and /metrics
     #[arg(long, env = "COUNTERSIGN_HTTP_LISTEN", default_value = "127.0.0.1:9410")]
     pub http_listen: SocketAddr,
+    /// Log who read what: one JSON line on standard error for each read of a secret
+    #[arg(long, env = "COUNTERSIGN_AUDIT")]
+    pub audit: bool,
     /// How to log
     #[command(flatten)]
     pub log: LogArgs,

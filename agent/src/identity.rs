@@ -17,6 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use crate::identity::embedded::Embedded;
@@ -120,6 +121,34 @@ impl Mint for Source {
     }
 }
 
+/// The roots of a trust domain, DER; shared by everybody who shows them.
+pub type Roots = Arc<Vec<Vec<u8>>>;
+
+impl Identity {
+    /// The same identity beside `roots`; nothing unless they are others and vouch for it, at `now`.
+    pub(crate) fn beside(&self, roots: &Roots, now: SystemTime) -> Option<Self> {
+        let held = &self.x509;
+        if held.roots == **roots || !svid::vouched_for(&held.chain, roots, &held.spiffe_id, now) {
+            return None;
+        }
+        let x509 = X509Svid {
+            spiffe_id: held.spiffe_id.clone(),
+            chain: held.chain.clone(),
+            key: held.key.duplicate(),
+            roots: roots.to_vec(),
+            federated: held.federated.clone(),
+            not_before: held.not_before,
+            not_after: held.not_after,
+        };
+        Some(Self {
+            spiffe_id: self.spiffe_id.clone(),
+            x509: Arc::new(x509),
+            renew_at: self.renew_at,
+            ticket: self.ticket.clone(),
+        })
+    }
+}
+
 /// Where identities come from.
 #[derive(Debug)]
 pub enum Source {
@@ -143,6 +172,15 @@ impl Source {
         match self {
             Self::Embedded(embedded) => embedded.reached(),
             Self::Spire(spire) => spire.reached(),
+        }
+    }
+
+    /// The roots of the trust domain as they change; nothing where only a new SVID brings them.
+    pub fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        match self {
+            Self::Embedded(embedded) => embedded.roots(),
+            // SPIRE sends the pod's SVID again, with them.
+            Self::Spire(_) => None,
         }
     }
 

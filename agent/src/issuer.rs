@@ -12,6 +12,7 @@ mod bundle;
 pub mod config;
 mod documents;
 mod health;
+mod inject;
 mod jwt;
 mod keys;
 mod kubernetes;

@@ -4,6 +4,7 @@
 //! it drops the turn; a turn writes files without a pause between two steps, so a swap is never left half done.
 
 mod handle;
+mod note;
 mod slot;
 
 use std::collections::HashMap;
@@ -12,16 +13,17 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 pub use handle::Handle;
 use handle::{Command, Reply};
+use note::note;
 use slot::Slot;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::DelayQueue;
-use tracing::{debug, info, warn};
+use tracing::info;
 
 use crate::Error;
-use crate::files::Change;
-use crate::identity::Push;
+use crate::identity::{Push, Roots};
+use crate::kubernetes::events::Recorder;
 use crate::metrics::Metrics;
 use crate::sources::Sources;
 use crate::turn::{Turned, World, unbroken};
@@ -32,6 +34,7 @@ use crate::volume::{News, Publish, Volume, VolumeId};
 pub struct Keeper<S> {
     world: Arc<World<S>>,
     metrics: Arc<Metrics>,
+    events: Recorder,
     inbox: mpsc::Receiver<Command>,
     slots: HashMap<VolumeId, Slot>,
     timers: DelayQueue<VolumeId>,
@@ -46,6 +49,7 @@ impl<S: Sources> Keeper<S> {
         let keeper = Self {
             world,
             metrics,
+            events: Recorder::off(),
             inbox,
             slots: HashMap::new(),
             timers: DelayQueue::new(),
@@ -54,13 +58,27 @@ impl<S: Sources> Keeper<S> {
         (keeper, Handle::new(outbox))
     }
 
+    /// Tells of pods by `events`.
+    #[must_use]
+    pub fn telling(self, events: Recorder) -> Self {
+        Self { events, ..self }
+    }
+
     /// Keeps the volumes until `shutdown`. Files stay as they are.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let world = Arc::clone(&self.world);
+        let mut roots = self.world.sources.roots();
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
+                () = changed(&mut roots) => {
+                    // Files that hold the roots follow them; a turn that finds nothing else new asks nobody.
+                    let ids: Vec<_> = self.slots.keys().cloned().collect();
+                    for id in &ids {
+                        self.start(id);
+                    }
+                }
                 Some(ended) = self.turns.join_next_with_id(), if !self.turns.is_empty() => {
                     // One that was aborted has nothing to say: its volume was forgotten.
                     if let Ok((task, (volume, turned))) = ended {
@@ -195,7 +213,7 @@ impl<S: Sources> Keeper<S> {
         }
         slot.turning = None;
         self.metrics.turned(&turned);
-        note(&mut volume, &turned);
+        note(&mut volume, &turned, &self.events, self.world.clock.wall());
         if turned.result.is_ok() {
             volume.established = true;
             if volume.provisional {
@@ -249,25 +267,15 @@ impl<S: Sources> Keeper<S> {
     }
 }
 
-/// Says what changed: trouble once when it begins, and once when it ends.
-fn note(volume: &mut Volume, turned: &Turned) {
-    let label = turned.trouble.as_ref().map(Error::label);
-    let (volume_id, pod) = (&volume.id, &volume.workload);
-    match (&turned.trouble, volume.trouble) {
-        (Some(error), _) if !volume.established && turned.result.is_ok() => {
-            warn!(%volume_id, %pod, %error, "the pod starts with secrets as the node read them last (stale-ok)");
-        }
-        (Some(error), before) if before != label => warn!(
-            %volume_id, %pod, %error, files_kept = volume.established, left_out = turned.left_out,
-            "the volume could not be brought up to date"
-        ),
-        (None, Some(before)) => info!(%volume_id, %pod, was = before, "the volume is up to date again"),
-        _ => debug!(%volume_id, %pod, ok = turned.result.is_ok(), "turn"),
+/// Waits for other roots; for ever where they do not change by themselves.
+async fn changed(roots: &mut Option<watch::Receiver<Roots>>) {
+    let alive = match roots {
+        Some(roots) => roots.changed().await.is_ok(),
+        None => std::future::pending().await,
+    };
+    if !alive {
+        *roots = None;
     }
-    if let Ok(Change::Replaced { files, bytes, .. }) = &turned.result {
-        info!(%volume_id, %pod, files, bytes, left_out = turned.left_out, "files written");
-    }
-    volume.trouble = label;
 }
 
 #[cfg(test)]

@@ -5,8 +5,11 @@
 
 pub mod args;
 mod client;
+pub mod duties;
 mod error;
+pub mod events;
 mod object;
+pub mod taint;
 mod watch;
 
 pub use args::{ApiArgs, Server};

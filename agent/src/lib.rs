@@ -2,10 +2,12 @@
 //! directories that the driver hands it. It holds secrets and no power.
 
 pub mod admin;
+pub mod audit;
 pub mod cache;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod explain;
 pub mod files;
 pub mod hardening;
 pub mod identity;

@@ -12,6 +12,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, fmt};
 
+/// Target of the lines that say who read what (see [`audit`](crate::audit)).
+pub const AUDIT: &str = "countersign::audit";
+
 /// How to log.
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
@@ -32,13 +35,21 @@ pub enum Format {
     Json,
 }
 
-/// Starts logging for the whole process.
-pub fn start(args: &LogArgs) -> Result<(), TryInitError> {
-    let ours = Targets::new().with_target("countersign", args.log_level).with_default(LevelFilter::WARN);
+/// Starts logging for the whole process; with `audited`, [`AUDIT`] lines too.
+pub fn start(args: &LogArgs, audited: bool) -> Result<(), TryInitError> {
+    let ours = Targets::new()
+        .with_target("countersign", args.log_level)
+        .with_target(AUDIT, LevelFilter::OFF)
+        .with_default(LevelFilter::WARN);
     let layer = fmt::layer().with_writer(stderr);
     let layer = match args.log_format {
         Format::Text => layer.with_ansi(false).boxed(),
         Format::Json => layer.json().flatten_event(true).boxed(),
     };
-    Registry::default().with(layer.with_filter(ours)).try_init()
+    let audit = audited.then(|| {
+        let only = Targets::new().with_target(AUDIT, LevelFilter::INFO);
+        // One object a line whatever the other lines are: these are for machines.
+        fmt::layer().with_writer(stderr).json().flatten_event(true).with_filter(only)
+    });
+    Registry::default().with(layer.with_filter(ours)).with(audit).try_init()
 }

@@ -16,10 +16,11 @@ use countersign_proto::agent::MAILBOX_KEY_BYTES;
 use rustix::fs::Mode;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketAddrUnix,
-    SocketFlags, SocketType, accept_with, bind, listen, recvmsg, socket_with, sockopt,
+    SocketFlags, SocketType, accept_with, bind, listen, recvmsg, socket_with,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -89,7 +90,13 @@ impl Mailbox {
                     continue;
                 }
             };
-            let uid = sockopt::socket_peercred(&peer)?.uid.as_raw();
+            let (peer, uid) = match identified(peer) {
+                Ok(identified) => identified,
+                Err(error) => {
+                    warn!(%error, "mailbox: a peer that cannot be told was turned away");
+                    continue;
+                }
+            };
             if uid != driver_uid {
                 warn!(uid, expected = driver_uid, "mailbox: a peer of another uid was turned away");
                 continue;
@@ -141,6 +148,15 @@ impl Mailbox {
 )]
 fn readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(descriptor, Interest::READABLE)
+}
+
+/// A connection and the uid of its peer. By tokio's way, not rustix's: the driver of a real pod is in another process
+/// namespace, and so has no process id here, which rustix 1.1 takes for an error without a number.
+fn identified(peer: OwnedFd) -> io::Result<(OwnedFd, u32)> {
+    // A stream in name only: the question is the same for every kind of Unix socket.
+    let stream = UnixStream::from_std(peer.into())?;
+    let uid = stream.peer_cred()?.uid();
+    Ok((stream.into_std()?.into(), uid))
 }
 
 /// One packet; none at the end of the connection.

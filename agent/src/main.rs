@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use countersign_agent::clock::Clock;
 use countersign_agent::config::RunArgs;
+use countersign_agent::explain;
 use countersign_agent::issuer::config::Args as IssuerArgs;
 use countersign_agent::log::{self, LogArgs};
 use countersign_agent::store::sops::command::Args as SopsArgs;
@@ -38,6 +39,8 @@ enum Role {
     },
     /// Make keys and files for a `sops` store
     Sops(SopsArgs),
+    /// Say what the pods of a manifest come to: identity, role, files, and the policy they need. Nobody is asked
+    Explain(explain::Args),
 }
 
 fn main() -> ExitCode {
@@ -58,23 +61,29 @@ fn main() -> ExitCode {
 fn start(role: Role) -> anyhow::Result<()> {
     hardening::shed()?;
     let log = match &role {
-        Role::Run(args) => Some(&args.log),
-        Role::Issuer { log, .. } => Some(log),
-        Role::Sops(_) => None,
+        Role::Run(args) => Some((&args.log, args.audit)),
+        Role::Issuer { log, .. } => Some((log, false)),
+        Role::Sops(_) | Role::Explain(_) => None,
     };
-    if let Some(log) = log {
-        log::start(log)?;
+    if let Some((log, audit)) = log {
+        log::start(log, audit)?;
     }
     // Two threads: the work is waiting, and each thread costs memory on every node.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         match role {
-            Role::Run(args) => signals::until_asked_to_end(|shutdown| run::run(*args, shutdown)).await,
+            Role::Run(args) => {
+                signals::until_asked_to_end(|shutdown| Box::pin(run::run(*args, shutdown))).await
+            }
             Role::Issuer { args, .. } => {
                 let config = issuer::Config::new(*args, Clock::system())?;
-                signals::until_asked_to_end(async |shutdown| Ok(issuer::run(config, shutdown).await?)).await
+                signals::until_asked_to_end(async |shutdown| {
+                    Ok(Box::pin(issuer::run(config, shutdown)).await?)
+                })
+                .await
             }
             Role::Sops(args) => Ok(countersign_agent::store::sops::command::run(args)?),
+            Role::Explain(args) => explain::run(&args),
         }
     })
 }

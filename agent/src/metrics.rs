@@ -12,12 +12,14 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
+use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::files::Change;
-use crate::identity::{Identity, JwtSvid, Push, Subscription, Token, Workload};
+use crate::identity::{Identity, JwtSvid, Push, Roots, Subscription, Token, Workload};
 use crate::sources::{Ask, Sources};
 use crate::store::{Answer, Held, vault};
 use crate::turn::Turned;
@@ -56,6 +58,7 @@ pub struct Metrics {
     identity_seconds: Histogram,
     pushes: Family<Outcome, Counter>,
     cache_entries: Gauge,
+    ages: Family<Store, Seconds>,
     stale: Family<Store, Seconds>,
     driver_connected: Gauge,
     driver_registered: Gauge,
@@ -84,6 +87,7 @@ impl Default for Metrics {
             identity_seconds: latency(),
             pushes: Family::default(),
             cache_entries: Gauge::default(),
+            ages: Family::default(),
             stale: Family::default(),
             driver_connected: Gauge::default(),
             driver_registered: Gauge::default(),
@@ -117,7 +121,9 @@ impl Metrics {
         r.register_with_unit("identity", "Time an SVID took", s.clone(), self.identity_seconds.clone());
         r.register("cache_entries", "Secrets in the node cache", self.cache_entries.clone());
         let help = "Age of the oldest secret whose refresh fails, by store";
-        r.register_with_unit("secret_stale", help, s, self.stale.clone());
+        r.register_with_unit("secret_stale", help, s.clone(), self.stale.clone());
+        let help = "Age of the oldest secret in use, by store";
+        r.register_with_unit("secret_age", help, s, self.ages.clone());
         r.register(
             "driver_connected",
             "Whether the driver's status socket answers",
@@ -144,11 +150,13 @@ impl Metrics {
         self.volumes.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    pub(crate) fn cache(&self, entries: usize, stale: impl IntoIterator<Item = (String, Duration)>) {
-        self.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
-        self.stale.clear();
-        for (store, age) in stale {
-            self.stale.get_or_create(&Store { store }).set(age.as_secs_f64());
+    pub(crate) fn cache(&self, cache: &Cache) {
+        self.cache_entries.set(i64::try_from(cache.len()).unwrap_or(i64::MAX));
+        for (family, ages) in [(&self.stale, cache.stale()), (&self.ages, cache.ages())] {
+            family.clear();
+            for (store, age) in ages {
+                family.get_or_create(&Store { store }).set(age.as_secs_f64());
+            }
         }
     }
 
@@ -251,5 +259,9 @@ impl<S: Sources> Sources for Measured<S> {
 
     fn reached(&self) -> Result<(), String> {
         self.sources.reached()
+    }
+
+    fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        self.sources.roots()
     }
 }

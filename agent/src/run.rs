@@ -8,17 +8,20 @@ use anyhow::Context;
 use countersign_proto::agent::{AGENT_SOCKET, MAILBOX_SOCKET, STATUS_SOCKET};
 use futures_util::future::join_all;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::Error;
 use crate::admin::Admin;
+use crate::audit::Audited;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{ConfigFile, RunArgs};
 use crate::identity::choice::choose;
-use crate::identity::{self, Identity, JwtSvid, Push, Subscription, Token, Workload};
+use crate::identity::{self, Identity, JwtSvid, Push, Roots, Subscription, Token, Workload};
 use crate::keeper::Keeper;
+use crate::kubernetes::duties::Duties;
 use crate::mailbox::Mailbox;
 use crate::metrics::{Measured, Metrics};
 use crate::service::Service;
@@ -79,20 +82,37 @@ impl Sources for Configured {
     fn reached(&self) -> Result<(), String> {
         self.identity.reached()
     }
+
+    fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        self.identity.roots()
+    }
 }
 
 /// Runs the agent until `shutdown`. Files in volumes stay as they are.
 pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let clock = Clock::system();
-    let RunArgs { link_dir, config, trust_domain, identity, api, driver_uid, http_listen, log: _ } = args;
+    let RunArgs {
+        link_dir,
+        config,
+        trust_domain,
+        identity,
+        api,
+        cluster,
+        driver_uid,
+        http_listen,
+        log: _,
+        audit: _,
+    } = args;
     let metrics = Arc::<Metrics>::default();
     let stores = open_stores(&config, clock, &metrics)?;
     let names = stores.keys().cloned().collect();
     let identity = choose(identity, &api, trust_domain, clock)?;
 
-    let sources = Measured::new(Configured { identity, stores }, Arc::clone(&metrics), clock);
+    let sources = Measured::new(Audited(Configured { identity, stores }), Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
+    let duties = Duties::new(&cluster, &api, clock)?;
     let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::clone(&metrics));
+    let keeper = keeper.telling(duties.recorder.clone());
     let reaching = Arc::clone(&world);
 
     let listener =
@@ -121,12 +141,13 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
             }
         }
     };
-    let (kept, letters, served, administered, ()) = tokio::join!(
+    let (kept, letters, served, administered, (), ()) = tokio::join!(
         ending(keeper.run(shutdown.clone()), ends("keeper")),
         ending(mailbox.serve(&mailbox_socket, driver_uid, shutdown.clone()), ends("mailbox")),
         ending(service.serve(&agent_socket, driver_uid, shutdown.clone()), ends("service")),
         ending(admin.serve(listener, shutdown.clone()), ends("http")),
         reaching.sources.run(&shutdown),
+        duties.run(&shutdown),
     );
     let () = kept;
     letters.with_context(|| in_link(&mailbox_socket))?;

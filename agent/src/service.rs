@@ -29,6 +29,9 @@ use crate::volume::{Publish, VolumeId};
 /// Requests are small: kubelet's annotations are at most 256 KiB in all, tokens a few KiB each.
 const MESSAGE_LIMIT: usize = 2 << 20;
 
+/// What a volume may hold when the driver does not say: the driver's own default.
+const DEFAULT_CAPACITY: u64 = 4 << 20;
+
 /// The Agent service.
 #[derive(Debug, Clone)]
 pub struct Service {
@@ -149,7 +152,8 @@ fn parse(request: wire::PublishRequest, stores: &StoreNames) -> Result<Publish, 
         workload: Workload { namespace, pod_name: name, pod_uid: uid, service_account },
         request: request::Request::parse(attributes, stores)?,
         tokens,
-        capacity: capacity_bytes,
+        // A driver that does not say so gives every volume what it would by default.
+        capacity: if capacity_bytes == 0 { DEFAULT_CAPACITY } else { capacity_bytes },
         fs_group,
         directory: None,
         provisional,
@@ -177,4 +181,42 @@ fn of_uid(listener: UnixListener, uid: u32) -> impl Stream<Item = io::Result<Uni
         });
         std::future::ready(admitted.transpose())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What every version of the driver has sent.
+    fn oldest() -> wire::PublishRequest {
+        wire::PublishRequest {
+            volume_id: "csi-1".to_owned(),
+            pod: Some(wire::Pod {
+                namespace: "pay".to_owned(),
+                name: "api-0".to_owned(),
+                uid: "u".to_owned(),
+                service_account: "api".to_owned(),
+            }),
+            attributes: [("secret.countersign.dev/a".to_owned(), "s:a".to_owned())].into(),
+            tokens: vec![wire::Token { audience: "countersign".to_owned(), token: "t".to_owned() }],
+            ..wire::PublishRequest::default()
+        }
+    }
+
+    #[test]
+    fn a_driver_that_sends_less_is_understood() {
+        let stores = StoreNames::from_iter(["s"]);
+        let publish = parse(oldest(), &stores).unwrap();
+        assert_eq!((publish.capacity, publish.fs_group, publish.provisional), (4 << 20, None, false));
+    }
+
+    #[test]
+    fn what_cannot_be_done_without_is_named() {
+        let stores = StoreNames::from_iter(["s"]);
+        let error = parse(wire::PublishRequest { pod: None, ..oldest() }, &stores).unwrap_err();
+        assert_eq!(error.to_string(), "pod: the driver named no pod");
+        let error =
+            parse(wire::PublishRequest { volume_id: String::new(), ..oldest() }, &stores).unwrap_err();
+        assert_eq!(error.to_string(), "volume_id: is empty");
+    }
 }

@@ -2,10 +2,11 @@
 
 use std::future::Future;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-use crate::identity::{Identity, JwtSvid, Push, Subscription, Token, Workload};
+use crate::identity::{Identity, JwtSvid, Push, Roots, Subscription, Token, Workload};
 use crate::request::Source;
 use crate::store::{Answer, Held};
 
@@ -88,5 +89,10 @@ pub trait Sources: Send + Sync + 'static {
     /// Whether the source of identities was reached when that was last tried; else why not.
     fn reached(&self) -> Result<(), String> {
         Ok(())
+    }
+
+    /// The roots of the trust domain as they change; nothing where only a new SVID brings them.
+    fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        None
     }
 }

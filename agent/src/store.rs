@@ -23,6 +23,8 @@ use vault::VaultStore;
 pub enum Answer {
     /// The secret.
     Secret(Fetched),
+    /// The secret that was handed out before, which is good yet: it was looked after, not read again.
+    Kept(Fetched),
     /// It is one that volumes must not share: to be asked for again, alone.
     Apart,
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 
 use crate::Error;
-use crate::identity::{Identity, JwtSvid, Push, Token, Workload, X509Svid};
+use crate::identity::{Identity, JwtSvid, Push, Roots, Token, Workload, X509Svid};
 use crate::secret::{Node, Secret};
 use crate::sources::{Ask, Caller, Sources};
 use crate::spiffe::SpiffeId;
@@ -60,6 +60,7 @@ pub(crate) struct FakeSources {
     named: Mutex<Option<String>>,
     pushes: Mutex<VecDeque<Push>>,
     pushed: Notify,
+    pub(crate) roots: tokio::sync::watch::Sender<Roots>,
     reads: AtomicUsize,
     signed: AtomicUsize,
     minted: AtomicUsize,
@@ -166,6 +167,10 @@ impl Sources for FakeSources {
             }
             self.pushed.notified().await;
         }
+    }
+
+    fn roots(&self) -> Option<tokio::sync::watch::Receiver<Roots>> {
+        Some(self.roots.subscribe())
     }
 
     async fn fetch(&self, ask: Ask<'_>, _: &mut Option<Held>) -> Result<Answer, Error> {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::time::Instant;
 
@@ -88,6 +89,8 @@ pub struct Volume {
     pub(crate) written: Option<Inputs>,
     /// Label of the trouble that was last logged: said once, not at every turn.
     pub(crate) trouble: Option<&'static str>,
+    /// The end of the identity whose end was last told of.
+    pub(crate) ending: Option<SystemTime>,
     /// Turns in a row that failed.
     pub(crate) failures: u32,
 }
@@ -186,6 +189,7 @@ impl Volume {
             asked: Vec::new(),
             written: None,
             trouble: None,
+            ending: None,
             failures: 0,
         };
         (volume, News { tokens, directory, provisional })

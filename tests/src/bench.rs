@@ -6,12 +6,12 @@ mod change;
 mod load;
 mod memory;
 mod publish;
-mod report;
+pub mod report;
 mod republish;
 mod rest;
 mod storm;
-mod times;
-mod usage;
+pub mod times;
+pub mod usage;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -2,9 +2,9 @@
 
 mod byhand;
 mod carrier;
-mod show;
+pub mod show;
 mod story;
-mod transcript;
+pub mod transcript;
 
 use std::process::ExitCode;
 

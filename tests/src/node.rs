@@ -38,6 +38,8 @@ pub const SOON: Duration = Duration::from_secs(30);
 pub struct Setup {
     /// Who may read what in the store `sops`.
     pub allow: Vec<Allow>,
+    /// More stores of the agent's configuration, by their name.
+    pub stores: serde_json::Map<String, serde_json::Value>,
     /// More arguments of the driver.
     pub driver_arguments: Vec<String>,
     /// More arguments of the agent.
@@ -59,6 +61,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             allow: vec![Allow::new("spiffe://example.org/ns/payments/sa/*", &["payments/*"])],
+            stores: serde_json::Map::new(),
             driver_arguments: Vec::new(),
             agent_arguments: Vec::new(),
             agent_descriptors: None,
@@ -106,7 +109,7 @@ impl Node {
         let cluster = Arc::new(Cluster::new()?);
         layout.write_identity_files(&cluster.jwks(), &cluster.agent_token(NODE)?)?;
         let store = SopsStore::new(&binaries.agent, &layout.store, &layout.age_key)?;
-        layout.write_config(&setup.allow)?;
+        layout.write_config(&setup.allow, &setup.stores)?;
         let kubelet = Kubelet::new(&layout.kubelet_root, NODE, cluster)?.with_backoff(setup.backoff);
         Ok(Self {
             driver: None,

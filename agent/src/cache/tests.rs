@@ -20,7 +20,7 @@ fn text(look: &Look) -> &[u8] {
 
 const AGE: Duration = Duration::from_secs(60);
 
-async fn ask(cache: &Cache, sources: &FakeSources, entry: &Entry, identity: &Identity) -> Look {
+async fn ask(cache: &Cache, sources: &FakeSources, entry: &Arc<Entry>, identity: &Identity) -> Look {
     cache.look(sources, entry, caller(identity), AGE).await.unwrap()
 }
 
@@ -104,6 +104,32 @@ async fn retry_after_is_obeyed() {
     let look = ask(&cache, &sources, &entry, &me).await;
     assert!(look.document.is_none());
     assert!(look.due - Instant::now() >= Duration::from_secs(270));
+}
+
+/// A publish that is refused takes its volume along, and kubelet tries again after half a second.
+#[tokio::test(start_paused = true)]
+async fn retry_after_is_obeyed_by_who_comes_anew() {
+    let sources = FakeSources::default();
+    let asked = Some(Duration::from_secs(300));
+    sources.fail(Error::StoreUnavailable { store: "s".into(), problem: "busy".into(), retry_after: asked });
+    let (cache, me) = (Cache::new(Clock::system()), identity("spiffe://t/ns/n/sa/a"));
+    for _ in 0..5 {
+        let entry = cache.entry(&me.spiffe_id, &source("a"));
+        assert!(ask(&cache, &sources, &entry, &me).await.trouble.is_some());
+        tokio::time::advance(Duration::from_millis(500)).await;
+    }
+    assert_eq!(sources.reads(), 1);
+    // One with an answer goes with who held it, whatever its store asks for.
+    sources.heal();
+    sources.put("b", "1");
+    let held = cache.entry(&me.spiffe_id, &source("b"));
+    ask(&cache, &sources, &held, &me).await;
+    sources.fail(Error::StoreUnavailable { store: "s".into(), problem: "busy".into(), retry_after: asked });
+    tokio::time::advance(AGE * 2).await;
+    ask(&cache, &sources, &held, &me).await;
+    let weak = Arc::downgrade(&held);
+    drop(held);
+    assert!(weak.upgrade().is_none());
 }
 
 #[tokio::test(start_paused = true)]

@@ -91,13 +91,10 @@ impl Dialer {
             let name = ServerName::try_from(SERVER_NAME).map_err(std::io::Error::other)?;
             self.0.connect(name, stream).await
         };
-        match tokio::time::timeout(CONNECT, dialing).await {
-            Ok(result) => result,
-            Err(_) => {
-                let problem = format!("no connection within {} s", CONNECT.as_secs());
-                Err(std::io::Error::new(std::io::ErrorKind::TimedOut, problem))
-            }
-        }
+        tokio::time::timeout(CONNECT, dialing).await.unwrap_or_else(|_| {
+            let problem = format!("no connection within {} s", CONNECT.as_secs());
+            Err(std::io::Error::new(std::io::ErrorKind::TimedOut, problem))
+        })
     }
 
     /// A channel to one replica. It connects on first use and again after every failure.

@@ -160,8 +160,9 @@ fn bundle_source(
     match (file, object) {
         (Some(file), None) => Ok(embedded::BundleSource::File(file)),
         (None, Some(object)) => {
-            let object = ObjectName::namespaced(Resource::ConfigMaps, &object)
-                .ok_or_else(|| ChoiceError::Bundle("--bundle-configmap: must be NAMESPACE/NAME".to_owned()))?;
+            let object = ObjectName::namespaced(Resource::ConfigMaps, &object).ok_or_else(|| {
+                ChoiceError::Bundle("--bundle-configmap: must be NAMESPACE/NAME".to_owned())
+            })?;
             let server = api
                 .server("--bundle-configmap")
                 .map_err(|problem| ChoiceError::Bundle(format!("--kubernetes-url: {problem}")))?;

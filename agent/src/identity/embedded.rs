@@ -7,6 +7,7 @@ use std::sync::Arc;
 use countersign_proto::issuer::issuer_client::IssuerClient;
 use countersign_proto::issuer::{self as wire, proof};
 use rcgen::{CertificateParams, DistinguishedName};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -20,7 +21,7 @@ use crate::identity::reread::{self, Reread};
 use crate::identity::svid::{Broken, unix, verify_jwt, verify_x509};
 use crate::identity::token::glance;
 use crate::identity::trust::Trust;
-use crate::identity::{Identity, JwtSvid, Token, Workload, X509Svid};
+use crate::identity::{Identity, JwtSvid, Roots, Token, Workload, X509Svid};
 use crate::kubernetes::{Api, ObjectName, Server};
 use crate::secret::Secret;
 use crate::spiffe::{SpiffeId, TrustDomain};
@@ -86,6 +87,11 @@ impl Embedded {
     /// Keeps the roots up to date until `shutdown`.
     pub async fn run(&self, shutdown: &CancellationToken) {
         self.issuer.run(shutdown).await;
+    }
+
+    /// The roots as they change; nothing where they are in a file.
+    pub fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        self.issuer.roots()
     }
 
     /// Whether the issuer was reached when that was last tried; else why not.

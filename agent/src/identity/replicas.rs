@@ -20,6 +20,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::clock::Clock;
+use crate::identity::Roots;
 use crate::identity::channel::{Dialer, innermost};
 use crate::identity::trust::{Bundle, Trust, TrustError};
 
@@ -129,6 +130,11 @@ impl Replicas {
             () = probing => {}
             () = self.trust.run(shutdown) => {}
         }
+    }
+
+    /// The roots as they change; nothing where they are in a file.
+    pub(crate) fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        self.trust.roots()
     }
 
     /// Whether a replica was reached when one was last needed; else why not.

@@ -101,6 +101,15 @@ fn check_life(
     Ok((moment(from), moment(to)))
 }
 
+/// Whether `roots` are roots of `id`'s trust domain and vouch for `chain`, at `now`.
+pub(crate) fn vouched_for(chain: &[Vec<u8>], roots: &[Vec<u8>], id: &SpiffeId, now: SystemTime) -> bool {
+    let Some((leaf, intermediates)) = chain.split_first() else { return false };
+    let fit = |der: &Vec<u8>| {
+        parse(der, ROOT).and_then(|root| check_authority(&root, ROOT, id.trust_domain())).is_ok()
+    };
+    roots.iter().all(fit) && check_chain(leaf, intermediates, roots, now).is_ok()
+}
+
 fn parse<'a>(der: &'a [u8], which: &'static str) -> Result<X509Certificate<'a>, Broken> {
     match X509Certificate::from_der(der) {
         Ok(([], certificate)) => Ok(certificate),

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
+use crate::identity::Roots;
 use crate::identity::channel::roots;
 use crate::identity::reread::{Reread, RereadError};
 use crate::kubernetes::{Api, ApiError, ConfigMap, Look, ObjectName, follow};
@@ -23,11 +26,16 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 pub(crate) struct Bundle {
     pem: Vec<u8>,
     pub(crate) roots: RootCertStore,
+    der: Roots,
 }
 
 impl Bundle {
     fn parse(pem: &[u8]) -> Result<Self, String> {
-        Ok(Self { pem: pem.to_vec(), roots: roots(pem)? })
+        let store = roots(pem)?;
+        // Whatever is no certificate was refused above.
+        let der =
+            CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).map(|der| der.to_vec()).collect();
+        Ok(Self { pem: pem.to_vec(), roots: store, der: Arc::new(der) })
     }
 
     pub(crate) fn same(&self, other: &Self) -> bool {
@@ -73,6 +81,7 @@ pub(crate) struct Watched {
     object: ObjectName,
     /// The last good roots; an error while there never were any.
     latest: watch::Sender<Option<Result<Arc<Bundle>, TrustError>>>,
+    roots: watch::Sender<Roots>,
     asked: Mutex<Option<Instant>>,
 }
 
@@ -84,7 +93,13 @@ impl Trust {
 
     /// By the API server.
     pub(crate) fn watched(api: Arc<Api>, object: ObjectName) -> Self {
-        Self::Watched(Watched { api, object, latest: watch::Sender::new(None), asked: Mutex::default() })
+        Self::Watched(Watched {
+            api,
+            object,
+            latest: watch::Sender::new(None),
+            roots: watch::Sender::default(),
+            asked: Mutex::default(),
+        })
     }
 
     /// Keeps the roots up to date until `shutdown`.
@@ -108,6 +123,14 @@ impl Trust {
                 // The sender lives as long as `self`.
                 known.unwrap_or_else(|| Err(watched.wrong("is not read yet")))
             }
+        }
+    }
+
+    /// The roots as the watch brings them, none at first.
+    pub(crate) fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        match self {
+            Self::File(_) => None,
+            Self::Watched(watched) => Some(watched.roots.subscribe()),
         }
     }
 
@@ -146,6 +169,7 @@ impl Watched {
             (Ok(new), Some(Ok(last))) if new.same(last) => false,
             (Ok(new), _) => {
                 tracing::info!(object = %self.object, roots = new.roots.len(), "the trust bundle changed");
+                self.roots.send_replace(Arc::clone(&new.der));
                 *latest = Some(Ok(Arc::new(new)));
                 true
             }

@@ -1,6 +1,6 @@
 //! The issuer's flags, and what they come to.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -79,6 +79,16 @@ pub struct Args {
     /// seen them at once, a mounted file takes up to two minutes.
     #[arg(long, env = "COUNTERSIGN_PUBLISH_GRACE", default_value = "10s", value_parser = humantime::parse_duration)]
     pub publish_grace: Duration,
+    /// Serve the mutating webhook that gives annotated pods their volume, at /inject of the TLS address.
+    #[arg(long, env = "COUNTERSIGN_INJECT")]
+    pub inject: bool,
+    /// The `MutatingWebhookConfiguration` whose certificate authority is kept current.
+    #[arg(long, env = "COUNTERSIGN_WEBHOOK_CONFIGURATION")]
+    pub webhook_configuration: Option<String>,
+    /// Names and IP addresses, with commas between them, by which the API server reaches the webhook; they are put
+    /// into the serving certificate.
+    #[arg(long, env = "COUNTERSIGN_WEBHOOK_HOST", value_delimiter = ',')]
+    pub webhook_host: Vec<String>,
     /// The API server.
     #[command(flatten)]
     pub api: ApiArgs,
@@ -120,6 +130,24 @@ pub struct PublicationConfig {
     pub grace: Duration,
 }
 
+/// The webhook's part of an issuer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InjectConfig {
+    /// The names the API server knows it by, beside the issuer's own.
+    pub hosts: Vec<WebhookHost>,
+    /// The configuration to keep, and where.
+    pub configuration: Option<(Server, ObjectName)>,
+}
+
+/// A name in the serving certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WebhookHost {
+    /// A DNS name.
+    Name(String),
+    /// An address.
+    Address(IpAddr),
+}
+
 /// A service account by its two names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceAccount {
@@ -154,6 +182,8 @@ pub struct Config {
     pub jwt_ttl: Duration,
     /// How long renewal by key goes on after a token was last seen.
     pub renew_without_token: Duration,
+    /// The webhook, if it is served.
+    pub inject: Option<InjectConfig>,
     /// The bundle of all replicas; alone without it.
     pub publication: Option<PublicationConfig>,
     /// The `iss` claim of JWT-SVIDs, without a trailing slash.
@@ -189,6 +219,7 @@ impl Config {
         Ok(Self {
             reviewer: reviewer(&args)?,
             publication: publication(&args)?,
+            inject: inject(&args)?,
             x509_ttl: within("x509-ttl", args.x509_ttl, MAX_X509_TTL)?,
             jwt_ttl: within("jwt-ttl", args.jwt_ttl, MAX_JWT_TTL)?,
             trust_domain,
@@ -251,6 +282,35 @@ fn publication(args: &Args) -> Result<Option<PublicationConfig>, Error> {
     }))
 }
 
+fn inject(args: &Args) -> Result<Option<InjectConfig>, Error> {
+    if !args.inject {
+        return Ok(None);
+    }
+    let flag = |flag, problem: &str| Error::Flag { flag, problem: problem.to_owned() };
+    let host = |text: &String| match text.parse() {
+        Ok(address) => Ok(WebhookHost::Address(address)),
+        Err(_) if is_host(text) => Ok(WebhookHost::Name(text.clone())),
+        Err(_) => Err(flag("webhook-host", "must be DNS names or IP addresses, with commas between them")),
+    };
+    let hosts =
+        args.webhook_host.iter().filter(|text| !text.is_empty()).map(host).collect::<Result<_, _>>()?;
+    let configuration = args
+        .webhook_configuration
+        .as_deref()
+        .map(|name| {
+            let object = ObjectName::cluster(Resource::MutatingWebhookConfigurations, name);
+            let object =
+                object.ok_or_else(|| flag("webhook-configuration", "must be the name of an object"))?;
+            Ok((server(args, "--webhook-configuration")?, object))
+        })
+        .transpose()?;
+    Ok(Some(InjectConfig { hosts, configuration }))
+}
+
+fn is_host(text: &str) -> bool {
+    rustls::pki_types::DnsName::try_from(text).is_ok()
+}
+
 fn server(args: &Args, needed_by: &str) -> Result<Server, Error> {
     args.api.server(needed_by).map_err(|problem| Error::Flag { flag: "kubernetes-url", problem })
 }
@@ -291,6 +351,29 @@ mod tests {
             (
                 vec!["--kubernetes-url", "http://10.0.0.1"],
                 "--kubernetes-url: must be https://HOST:PORT: tokens are not sent in the clear",
+            ),
+            (
+                vec!["--kubernetes-url", "https://10.0.0.1", "--bundle-configmap", "bundle"],
+                "--bundle-configmap: must be NAMESPACE/NAME",
+            ),
+            (
+                vec![
+                    "--kubernetes-url",
+                    "https://10.0.0.1",
+                    "--bundle-configmap",
+                    "a/b",
+                    "--publish-grace",
+                    "2h",
+                ],
+                "--publish-grace: must be at most 1h",
+            ),
+            (
+                vec!["--kubernetes-url", "https://10.0.0.1", "--inject", "--webhook-host", "a.svc,b/c"],
+                "--webhook-host: must be DNS names or IP addresses, with commas between them",
+            ),
+            (
+                vec!["--kubernetes-url", "https://10.0.0.1", "--inject", "--webhook-configuration", "A"],
+                "--webhook-configuration: must be the name of an object",
             ),
             (vec!["--agent-service-account", "agent"], "--agent-service-account: must be NAMESPACE/NAME"),
             (

@@ -3,17 +3,22 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 
 use crate::issuer::bundle;
 use crate::issuer::config::Config;
 use crate::issuer::health::Health;
+use crate::issuer::inject;
 use crate::issuer::keys::Keys;
 use crate::issuer::metrics::Metrics;
+
+/// The longest review: a pod and what it was before, each of at most 1.5 MiB in etcd.
+const MAX_REVIEW: usize = 4 << 20;
 
 /// What the documents are made of.
 pub(crate) struct Documents {
@@ -30,6 +35,20 @@ pub(crate) fn documents(documents: Arc<Documents>) -> Router {
         .route("/keys", get(key_set))
         .route("/.well-known/openid-configuration", get(discovery))
         .with_state(documents)
+}
+
+/// The mutating webhook.
+pub(crate) fn webhook() -> Router {
+    Router::new().route("/inject", post(injected)).layer(DefaultBodyLimit::max(MAX_REVIEW))
+}
+
+async fn injected(review: Bytes) -> Response {
+    match inject::answer(&review) {
+        Some(answer) => ([(CONTENT_TYPE, "application/json")], answer.to_string()).into_response(),
+        None => {
+            (StatusCode::BAD_REQUEST, "this is no AdmissionReview of admission.k8s.io/v1\n").into_response()
+        }
+    }
 }
 
 /// The same and health and metrics, which are for inside the cluster.
@@ -71,7 +90,7 @@ async fn ready(State(state): State<Arc<Documents>>) -> Response {
         Some(_) => Err("the root certificate has ended".to_owned()),
         None => Err("none is published".to_owned()),
     };
-    let (ready, report) = state.health.report(root);
+    let (ready, report) = state.health.report(&root);
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, report).into_response()
 }
 

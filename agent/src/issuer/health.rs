@@ -48,10 +48,10 @@ impl Health {
     }
 
     /// Ready or not, and a line for each condition.
-    pub(crate) fn report(&self, root: Condition) -> (bool, String) {
+    pub(crate) fn report(&self, root: &Condition) -> (bool, String) {
         let conditions = self.conditions();
         let lines =
-            [("root", &root), ("publication", &conditions.published), ("reviewer", &conditions.reviewer)];
+            [("root", root), ("publication", &conditions.published), ("reviewer", &conditions.reviewer)];
         let mut text = String::new();
         for (name, condition) in lines {
             let line = match condition {
@@ -76,14 +76,14 @@ mod tests {
     #[test]
     fn ready_when_nothing_is_missing() {
         let health = Health::new(true, true);
-        let (ready, text) = health.report(Ok(()));
+        let (ready, text) = health.report(&Ok(()));
         assert!(!ready);
         assert_eq!(text, "[+] root\n[-] publication: not published yet\n[-] reviewer: not asked yet\n");
         assert!(health.published(Ok(())));
         assert!(!health.published(Ok(())), "no news");
         health.reviewed(Ok(()));
-        assert_eq!(health.report(Ok(())), (true, "[+] root\n[+] publication\n[+] reviewer\n".to_owned()));
-        assert!(!health.report(Err("ended".to_owned())).0);
-        assert!(Health::new(false, false).report(Ok(())).0);
+        assert_eq!(health.report(&Ok(())), (true, "[+] root\n[+] publication\n[+] reviewer\n".to_owned()));
+        assert!(!health.report(&Err("ended".to_owned())).0);
+        assert!(Health::new(false, false).report(&Ok(())).0);
     }
 }

@@ -153,6 +153,12 @@ impl Keys {
     /// From now on what is published may sign.
     pub(crate) fn open(&self) {
         self.write().open = true;
+        self.changed();
+    }
+
+    /// Whether what is published may sign: before, this knows of no other replica's keys.
+    pub(crate) fn is_open(&self) -> bool {
+        self.read().open
     }
 
     /// Tells of every change of the bundle.

@@ -54,11 +54,21 @@ pub(crate) struct Publication {
     asked: Mutex<Option<Instant>>,
 }
 
+/// How the object was last seen.
+#[derive(Default, Clone)]
+enum Seen {
+    /// It was not.
+    #[default]
+    Never,
+    Missing,
+    Is(Arc<ConfigMap>),
+}
+
 /// What the task knows.
 #[derive(Default)]
 struct Progress {
-    /// The object as it was last seen; within, nothing where it did not exist.
-    seen: Option<Option<Arc<ConfigMap>>>,
+    /// The object as it was last seen.
+    seen: Seen,
     failures: u32,
     /// Tried again then.
     again: Option<Instant>,
@@ -86,12 +96,12 @@ impl Publication {
     /// Keeps the publication until `shutdown`. Our entries stay: what we signed lives on.
     pub(crate) async fn run(&self, shutdown: &CancellationToken) {
         // Only the latest look matters.
-        let looked = watch::Sender::new(None);
+        let latest = watch::Sender::new(None);
         tokio::join!(
             follow::<ConfigMap>(&self.api, &self.object, shutdown, |look| {
-                looked.send_replace(Some(look));
+                latest.send_replace(Some(look));
             }),
-            self.keep(&looked, shutdown),
+            self.keep(&latest, shutdown),
         );
     }
 
@@ -109,8 +119,8 @@ impl Publication {
         *asked = Some(self.clock.now());
     }
 
-    async fn keep(&self, looked: &watch::Sender<Option<Look<ConfigMap>>>, shutdown: &CancellationToken) {
-        let mut told = looked.subscribe();
+    async fn keep(&self, latest: &watch::Sender<Option<Look<ConfigMap>>>, shutdown: &CancellationToken) {
+        let mut news = latest.subscribe();
         let mut progress = Progress::default();
         let mut changes = self.keys.revisions();
         loop {
@@ -119,30 +129,32 @@ impl Publication {
             let next = next.min().map_or(look, |next| next.min(look));
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                changed = told.changed() => if changed.is_err() { return },
-                changed = changes.changed() => if changed.is_err() { return },
+                alive = news.changed() => if alive.is_err() { return },
+                alive = changes.changed() => if alive.is_err() { return },
                 () = tokio::time::sleep_until(next) => {}
             }
-            told.mark_unchanged();
+            news.mark_unchanged();
             let mut look = None;
-            looked.send_if_modified(|latest| {
+            latest.send_if_modified(|latest| {
                 look = latest.take();
                 false
             });
             changes.mark_unchanged();
             match look {
                 None => {}
-                Some(Look::Is(map)) => progress.seen = Some(Some(Arc::new(map))),
-                Some(Look::Missing) => progress.seen = Some(None),
+                Some(Look::Is(map)) => progress.seen = Seen::Is(Arc::new(map)),
+                Some(Look::Missing) => progress.seen = Seen::Missing,
                 // A write needs no watch; where it fails too, it says so.
-                Some(Look::Failed(error)) if progress.seen.is_some() => {
+                Some(Look::Failed(error)) if !matches!(progress.seen, Seen::Never) => {
                     tracing::debug!(%error, object = %self.object, "can't be watched");
                 }
                 Some(Look::Failed(error)) => self.trouble(&mut progress, &error),
             }
             let due = progress.again.is_none_or(|at| at <= self.clock.now());
-            if due && let Some(seen) = progress.seen.clone() {
-                self.settle(&mut progress, seen).await;
+            match progress.seen.clone() {
+                Seen::Is(map) if due => self.settle(&mut progress, Some(map)).await,
+                Seen::Missing if due => self.settle(&mut progress, None).await,
+                Seen::Never | Seen::Is(_) | Seen::Missing => {}
             }
             self.open(&mut progress);
         }
@@ -154,7 +166,7 @@ impl Publication {
         for _ in 0..RACES {
             let plan = self.plan(map.as_ref().map_or(&nothing, |map| &map.data));
             self.warn(progress, &plan);
-            progress.seen = Some(map.clone());
+            progress.seen = map.as_ref().map_or(Seen::Missing, |map| Seen::Is(Arc::clone(map)));
             if plan.changes.is_empty() {
                 self.settled(progress, &plan);
                 return;

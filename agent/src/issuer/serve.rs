@@ -22,8 +22,9 @@ use crate::issuer::Error;
 use crate::issuer::admit::Gate;
 use crate::issuer::bundle;
 use crate::issuer::config::{Config, ReviewerConfig};
-use crate::issuer::documents::{Documents, documents, with_health};
+use crate::issuer::documents::{Documents, documents, webhook, with_health};
 use crate::issuer::health::Health;
+use crate::issuer::inject::configuration::WebhookConfiguration;
 use crate::issuer::keys::Keys;
 use crate::issuer::kubernetes::Kubernetes;
 use crate::issuer::metrics::Metrics;
@@ -58,6 +59,7 @@ pub struct Bound {
     http_app: Router,
     reviews: Arc<Reviews>,
     publication: Option<Arc<Publication>>,
+    configuration: Option<WebhookConfiguration>,
 }
 
 impl std::fmt::Debug for Bound {
@@ -72,7 +74,9 @@ impl Bound {
         let config = Arc::new(config);
         let keys = Arc::new(Keys::new(&config, config.clock.wall())?);
         let metrics = Arc::new(Metrics::new());
-        let certificate = Arc::new(ServingCertificate::new(Arc::clone(&keys), config.trust_domain.clone()));
+        let hosts = config.inject.as_ref().map(|inject| inject.hosts.clone()).unwrap_or_default();
+        let certificate =
+            Arc::new(ServingCertificate::new(Arc::clone(&keys), config.trust_domain.clone(), hosts));
         certificate.renew(config.clock.wall())?;
         let tls = TlsAcceptor::from(Arc::new(server_config(Arc::clone(&certificate), config.clock)?));
         let listener = listen(config.listen).await?;
@@ -104,7 +108,11 @@ impl Bound {
             metrics,
         };
         let grpc = IssuerServer::new(service).max_decoding_message_size(MAX_MESSAGE);
-        let app = Routes::new(grpc).into_axum_router().merge(documents(Arc::clone(&state)));
+        let mut app = Routes::new(grpc).into_axum_router().merge(documents(Arc::clone(&state)));
+        if config.inject.is_some() {
+            app = app.merge(webhook());
+        }
+        let configuration = configuration(&config, &keys);
         Ok(Self {
             config,
             keys,
@@ -116,6 +124,7 @@ impl Bound {
             http_app: with_health(state),
             reviews,
             publication,
+            configuration,
         })
     }
 
@@ -158,6 +167,11 @@ impl Bound {
                     publication.run(&shutdown).await;
                 }
             },
+            async {
+                if let Some(configuration) = &self.configuration {
+                    configuration.run(&shutdown).await;
+                }
+            },
         );
         tasks.close();
         tasks.wait().await;
@@ -197,6 +211,11 @@ fn publication(config: &Config, keys: &Arc<Keys>, health: &Arc<Health>) -> Optio
     Some(Arc::new(Publication::new(publication, api, longest, domain, Arc::clone(keys), Arc::clone(health))))
 }
 
+fn configuration(config: &Config, keys: &Arc<Keys>) -> Option<WebhookConfiguration> {
+    let (server, object) = config.inject.as_ref()?.configuration.clone()?;
+    Some(WebhookConfiguration::new(Arc::new(Api::new(server, config.clock)), object, Arc::clone(keys)))
+}
+
 /// Rotates keys and certificate as their time comes. What fails is tried again: everything in use is good for
 /// days, and for half an hour in the certificate's case.
 async fn upkeep(
@@ -207,7 +226,7 @@ async fn upkeep(
 ) {
     let mut unwritten = false;
     let mut revisions = keys.revisions();
-    let mut revision = *revisions.borrow_and_update();
+    let mut roots = keys.roots();
     loop {
         let next = keys.next_change().map(|at| config.clock.instant_of(at));
         let look = config.clock.now() + UPKEEP;
@@ -221,10 +240,11 @@ async fn upkeep(
         if let Err(error) = keys.advance(now) {
             tracing::error!(%error, "the next root could not be made");
         }
-        let latest = *revisions.borrow_and_update();
-        if revision != latest {
-            revision = latest;
-            tracing::info!(roots = keys.roots().len(), "the bundle changed");
+        revisions.mark_unchanged();
+        let latest = keys.roots();
+        if roots != latest {
+            tracing::info!(roots = latest.len(), "the bundle changed");
+            roots = latest;
             unwritten = true;
         }
         if unwritten {

@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::identity::channel::{SERVER_NAME, TlsTime};
 use crate::identity::key::PrivateKey;
 use crate::issuer::Error;
+use crate::issuer::config::WebhookHost;
 use crate::issuer::keys::Keys;
 use crate::issuer::root::uri;
 use crate::issuer::sign::{Requested, leaf};
@@ -34,12 +35,14 @@ struct Current {
 pub(crate) struct ServingCertificate {
     keys: Arc<Keys>,
     trust_domain: TrustDomain,
+    /// Names beside the issuer's own.
+    hosts: Vec<WebhookHost>,
     current: RwLock<Option<Current>>,
 }
 
 impl ServingCertificate {
-    pub(crate) fn new(keys: Arc<Keys>, trust_domain: TrustDomain) -> Self {
-        Self { keys, trust_domain, current: RwLock::default() }
+    pub(crate) fn new(keys: Arc<Keys>, trust_domain: TrustDomain, hosts: Vec<WebhookHost>) -> Self {
+        Self { keys, trust_domain, hosts, current: RwLock::default() }
     }
 
     /// Makes a certificate if there is none, the last is past half of its life, or another root signs now.
@@ -54,8 +57,17 @@ impl ServingCertificate {
         let requested = Requested::of(&key.public_key_info()).ok_or_else(|| unmade(&"its key is odd"))?;
         let name = SERVER_NAME.try_into().map_err(|error: rcgen::Error| unmade(&error))?;
         let id = uri(&format!("spiffe://{}/countersign/issuer", self.trust_domain))?;
-        let signed = leaf(&generation.root, &requested, vec![SanType::DnsName(name), id], now, LIFE)
-            .map_err(|refusal| unmade(&refusal))?;
+        let mut names = vec![SanType::DnsName(name), id];
+        for host in &self.hosts {
+            names.push(match host {
+                WebhookHost::Address(address) => SanType::IpAddress(*address),
+                WebhookHost::Name(name) => {
+                    SanType::DnsName(name.as_str().try_into().map_err(|error: rcgen::Error| unmade(&error))?)
+                }
+            });
+        }
+        let signed =
+            leaf(&generation.root, &requested, names, now, LIFE).map_err(|refusal| unmade(&refusal))?;
         let pkcs8 = key.to_pkcs8().map_err(|error| unmade(&error))?;
         let shown = any_ecdsa_type(&PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.expose())))
             .map_err(Error::Tls)?;
@@ -108,7 +120,7 @@ mod tests {
     fn renewed_at_half_of_its_life_and_when_another_root_signs() {
         let config = Cluster::new().config();
         let keys = Arc::new(Keys::new(&config, moment(NOW)).unwrap());
-        let serving = ServingCertificate::new(Arc::clone(&keys), config.trust_domain);
+        let serving = ServingCertificate::new(Arc::clone(&keys), config.trust_domain, Vec::new());
         let shown = || {
             let current = serving.current.read().unwrap();
             current.as_ref().map(|current| current.key.cert[0].to_vec())

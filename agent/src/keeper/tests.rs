@@ -1,5 +1,6 @@
 mod policies;
 mod pushes;
+mod told;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -22,22 +23,28 @@ const MINUTE: Duration = Duration::from_secs(60);
 struct Scene {
     world: Arc<World<FakeSources>>,
     handle: Handle,
+    metrics: Arc<Metrics>,
     shutdown: CancellationToken,
     life: tokio::task::JoinHandle<()>,
 }
 
 impl Scene {
-    #[expect(clippy::disallowed_methods, reason = "the test owns the keeper's task and joins it")]
     fn new() -> Self {
+        Self::telling(Recorder::off())
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the test owns the keeper's task and joins it")]
+    fn telling(events: Recorder) -> Self {
         let clock = Clock::pinned(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
         let sources = FakeSources::default();
         *sources.clock.lock().unwrap() = Some(clock);
         sources.put("a", "one");
         let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
-        let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::default());
+        let metrics = Arc::<Metrics>::default();
+        let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::clone(&metrics));
         let shutdown = CancellationToken::new();
-        let life = tokio::spawn(keeper.run(shutdown.clone()));
-        Self { world, handle, shutdown, life }
+        let life = tokio::spawn(keeper.telling(events).run(shutdown.clone()));
+        Self { world, handle, metrics, shutdown, life }
     }
 
     fn sources(&self) -> &FakeSources {

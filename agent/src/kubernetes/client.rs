@@ -107,11 +107,11 @@ impl Api {
     pub(crate) async fn patch<T: DeserializeOwned>(
         &self,
         path: &str,
-        patch: Patch,
+        kind: Patch,
         body: &impl Serialize,
     ) -> Result<T, ApiError> {
         let question = Question::new(Method::PATCH, path);
-        self.ask(self.with_body(question, patch.media_type(), body)?).await
+        self.ask(self.with_body(question, kind.media_type(), body)?).await
     }
 
     /// Opens the stream of events at `path`; its head has to come in time, its end may take as long as it likes.

@@ -48,7 +48,7 @@ struct Happened {
 }
 
 #[derive(Default)]
-struct Shelf {
+struct Kept {
     version: u64,
     objects: BTreeMap<String, Value>,
     history: Vec<Happened>,
@@ -59,7 +59,7 @@ struct Shelf {
 struct State {
     replies: Mutex<VecDeque<Reply>>,
     questions: Mutex<Vec<Value>>,
-    shelf: Mutex<Shelf>,
+    objects_kept: Mutex<Kept>,
     ticks: watch::Sender<u64>,
 }
 
@@ -106,7 +106,7 @@ impl ApiServer {
         let state = Arc::new(State {
             replies: Mutex::default(),
             questions: Mutex::default(),
-            shelf: Mutex::default(),
+            objects_kept: Mutex::default(),
             ticks: watch::Sender::new(0),
         });
         let shared = Arc::clone(&state);
@@ -185,12 +185,12 @@ impl ApiServer {
     }
 
     pub(crate) fn object(&self, path: &str) -> Option<Value> {
-        self.state.shelf.lock().unwrap().objects.get(path).cloned()
+        self.state.objects_kept.lock().unwrap().objects.get(path).cloned()
     }
 
     /// Ends every watch, as the API server does when it feels like it.
     pub(crate) fn cut_watches(&self) {
-        self.state.shelf.lock().unwrap().cut += 1;
+        self.state.objects_kept.lock().unwrap().cut += 1;
         self.state.tick();
     }
 
@@ -213,35 +213,35 @@ impl State {
     }
 
     fn put(&self, path: &str, mut object: Value) -> Value {
-        let mut shelf = self.shelf.lock().unwrap();
-        shelf.version += 1;
-        let version = shelf.version;
+        let mut kept = self.objects_kept.lock().unwrap();
+        kept.version += 1;
+        let version = kept.version;
         object["metadata"]["resourceVersion"] = json!(version.to_string());
-        let kind = if shelf.objects.contains_key(path) { "MODIFIED" } else { "ADDED" };
-        shelf.objects.insert(path.to_owned(), object.clone());
-        shelf.history.push(Happened { version, path: path.to_owned(), kind, object: object.clone() });
-        drop(shelf);
+        let kind = if kept.objects.contains_key(path) { "MODIFIED" } else { "ADDED" };
+        kept.objects.insert(path.to_owned(), object.clone());
+        kept.history.push(Happened { version, path: path.to_owned(), kind, object: object.clone() });
+        drop(kept);
         self.tick();
         object
     }
 
     fn remove(&self, path: &str) {
-        let mut shelf = self.shelf.lock().unwrap();
-        shelf.version += 1;
-        let version = shelf.version;
-        let object = shelf.objects.remove(path).unwrap();
-        shelf.history.push(Happened { version, path: path.to_owned(), kind: "DELETED", object });
-        drop(shelf);
+        let mut kept = self.objects_kept.lock().unwrap();
+        kept.version += 1;
+        let version = kept.version;
+        let object = kept.objects.remove(path).unwrap();
+        kept.history.push(Happened { version, path: path.to_owned(), kind: "DELETED", object });
+        drop(kept);
         self.tick();
     }
 
     /// What happened to `path` after `version`; none when all watches were ended since `cut`.
     fn after(&self, path: &str, version: u64, cut: u64) -> Option<Vec<(u64, String)>> {
-        let shelf = self.shelf.lock().unwrap();
-        if shelf.cut != cut {
+        let kept = self.objects_kept.lock().unwrap();
+        if kept.cut != cut {
             return None;
         }
-        let later = shelf.history.iter().filter(|one| one.version > version && one.path == path);
+        let later = kept.history.iter().filter(|one| one.version > version && one.path == path);
         Some(
             later
                 .map(|one| (one.version, format!("{}\n", json!({"type": one.kind, "object": one.object}))))
@@ -270,25 +270,25 @@ impl State {
                 (200, self.watched(object, version))
             }
             ("GET", Some(object)) => {
-                let shelf = self.shelf.lock().unwrap();
-                let items: Vec<_> = shelf.objects.get(&object).into_iter().collect();
-                let version = shelf.version.to_string();
+                let kept = self.objects_kept.lock().unwrap();
+                let items: Vec<_> = kept.objects.get(&object).into_iter().collect();
+                let version = kept.version.to_string();
                 json(200, &json!({"kind": "List", "metadata": {"resourceVersion": version}, "items": items}))
             }
-            ("GET", None) => match self.shelf.lock().unwrap().objects.get(&path) {
+            ("GET", None) => match self.objects_kept.lock().unwrap().objects.get(&path) {
                 Some(object) => json(200, object),
                 None => json(404, &refusal("not found")),
             },
             ("POST", None) => {
                 let name = body["metadata"]["name"].as_str().unwrap();
                 let own = format!("{path}/{name}");
-                if self.shelf.lock().unwrap().objects.contains_key(&own) {
+                if self.objects_kept.lock().unwrap().objects.contains_key(&own) {
                     return json(409, &refusal("already exists"));
                 }
                 json(201, &self.put(&own, body.clone()))
             }
             ("PATCH", None) => {
-                let Some(mut object) = self.shelf.lock().unwrap().objects.get(&path).cloned() else {
+                let Some(mut object) = self.objects_kept.lock().unwrap().objects.get(&path).cloned() else {
                     return json(404, &refusal("not found"));
                 };
                 match media {
@@ -313,7 +313,7 @@ impl State {
     }
 
     fn watched(self: &Arc<Self>, path: String, version: u64) -> Body {
-        let cut = self.shelf.lock().unwrap().cut;
+        let cut = self.objects_kept.lock().unwrap().cut;
         let start = (Arc::clone(self), self.ticks.subscribe(), version);
         let lines = stream::unfold(start, move |(state, mut ticks, version)| {
             let path = path.clone();
@@ -370,12 +370,12 @@ fn merge(target: &mut Value, patch: &Value) {
 /// RFC 6902, the operations that are used here.
 pub(crate) fn patched(target: &mut Value, patch: &Value) -> bool {
     for step in patch.as_array().unwrap() {
-        let path = step["path"].as_str().unwrap();
-        let (parent, last) = path.rsplit_once('/').unwrap();
+        let place = step["path"].as_str().unwrap();
+        let (parent, last) = place.rsplit_once('/').unwrap();
         let last = last.replace("~1", "/").replace("~0", "~");
         match step["op"].as_str().unwrap() {
             "test" => {
-                if target.pointer(path) != Some(&step["value"]) {
+                if target.pointer(place) != Some(&step["value"]) {
                     return false;
                 }
             }

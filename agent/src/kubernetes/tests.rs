@@ -131,7 +131,7 @@ async fn a_server_that_does_not_answer() {
 }
 
 /// What a follower says, one word each.
-async fn followed(
+fn followed(
     api: Arc<Api>,
     shutdown: CancellationToken,
 ) -> (mpsc::UnboundedReceiver<String>, tokio::task::JoinSet<()>) {
@@ -158,7 +158,7 @@ async fn an_object_is_followed_through_its_life_and_the_servers_moods() {
     let (cluster, server) = (Cluster::new(), ApiServer::start().await);
     let shutdown = CancellationToken::new();
     server.will_refuse(403, "not yet");
-    let (mut told, mut tasks) = followed(server.api(cluster.dir.path(), clock()), shutdown.clone()).await;
+    let (mut told, mut tasks) = followed(server.api(cluster.dir.path(), clock()), shutdown.clone());
     let mut next = async || told.recv().await.unwrap();
     assert_eq!(next().await, "403");
     assert_eq!(next().await, "missing");
@@ -194,7 +194,7 @@ async fn a_watch_that_begins_with_an_error_is_a_list_again() {
     server.will_answer(200, &list);
     server.will(Reply::Answer(200, "nonsense\n".to_owned()));
     let shutdown = CancellationToken::new();
-    let (mut told, mut tasks) = followed(server.api(cluster.dir.path(), clock()), shutdown.clone()).await;
+    let (mut told, mut tasks) = followed(server.api(cluster.dir.path(), clock()), shutdown.clone());
     let mut next = async || told.recv().await.unwrap();
     assert_eq!(next().await, "one");
     assert_eq!(next().await, "one");

@@ -142,9 +142,8 @@ impl Lines {
                 return Ok(Some(Bytes::from(line)));
             }
             match self.body.frame().await {
-                None => return Ok(None),
                 // A watch that breaks off is one that ended: what comes next is a list.
-                Some(Err(_)) => return Ok(None),
+                None | Some(Err(_)) => return Ok(None),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.read.extend_from_slice(&data);

@@ -11,6 +11,7 @@ mod answer;
 mod client;
 pub mod config;
 mod document;
+pub mod explain;
 mod lease;
 mod login;
 mod meters;
@@ -76,6 +77,8 @@ struct Inner {
     allow: Option<Vec<Rule>>,
     sessions: Sessions,
     mounts: Mounts,
+    /// Held by the one who asks what is mounted somewhere: others then know.
+    mounting: tokio::sync::Mutex<()>,
     versions: Versions,
     /// Paths whose answers turned out to have a lease, or to have none, against what their mount suggested.
     learned: Mutex<HashMap<(Namespace, Path), bool>>,
@@ -134,6 +137,7 @@ impl VaultStore {
             allow: settings.allow,
             sessions: Sessions::new(reaper.clone(), clock),
             mounts: Mounts::default(),
+            mounting: tokio::sync::Mutex::default(),
             versions: Versions::new(),
             learned: Mutex::default(),
             inline: tokio::sync::Mutex::default(),
@@ -168,7 +172,7 @@ impl VaultStore {
         if let Some(lease) = &holding.lease {
             match lease.keep(&store.door).await? {
                 Standing::Good(next) => {
-                    return Ok(Answer::Secret(Fetched {
+                    return Ok(Answer::Kept(Fetched {
                         document: Arc::clone(&lease.document),
                         version: lease.version.clone(),
                         fresh: Fresh::AtMost(next),

@@ -58,6 +58,9 @@ pub(super) async fn identity<S: Sources>(
     if identity.renew_at > wall {
         due.at(world.clock.instant_of(identity.renew_at));
     }
+    // A root that came since: peers show SVIDs by it before this one is renewed.
+    let roots = world.sources.roots().map(|roots| Arc::clone(&roots.borrow()));
+    let identity = roots.and_then(|roots| identity.beside(&roots, wall)).map_or(identity, Arc::new);
     if volume.identity.as_ref().is_some_and(|before| before.spiffe_id != identity.spiffe_id) {
         // Somebody else from now on: what was read and minted for who it was before is not shown to who it is.
         volume.entries.clear();

@@ -112,6 +112,13 @@ webhook
 {{- end }}
 {{- end }}
 
+{{- /* "true" when the issuer runs: for identities, or for the webhook. */}}
+{{- define "countersign.issuer" -}}
+{{- if or (not .Values.spire.enabled) (eq (include "countersign.injection" .) "webhook") -}}
+true
+{{- end }}
+{{- end }}
+
 {{- /* "true" where pods' tokens come in the CSI secrets field. */}}
 {{- define "countersign.tokensInSecrets" -}}
 {{ semverCompare ">= 1.35.0-0" .Capabilities.KubeVersion.Version }}

@@ -9,7 +9,7 @@ use countersign_proto::agent::{MAILBOX_KEY_BYTES, MAILBOX_SOCKET};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType, connect, recv, sendmsg, socket_with, sockopt,
+    SocketFlags, SocketType, connect, recv, sendmsg, socket_with,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::io::Interest;
@@ -33,12 +33,14 @@ impl Mailbox {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(refused)?;
         let address = SocketAddrUnix::new(directory.join(MAILBOX_SOCKET)).map_err(refused)?;
         connect(&socket, &address).map_err(refused)?;
-        let found = sockopt::socket_peercred(&socket).map_err(refused)?.uid.as_raw();
+        let socket = UnixStream::from_std(socket.into()).map_err(failed)?;
+        // Tokio's way, not rustix's: the agent of a real pod is in another process namespace, and so has no process id
+        // here, which rustix 1.1 takes for an error without a number.
+        let found = socket.peer_cred().map_err(failed)?.uid();
         if found != agent_uid {
             return Err(Error::Peer { socket: MAILBOX_SOCKET, found, expected: agent_uid });
         }
-        let socket = std::os::unix::net::UnixStream::from(socket);
-        UnixStream::from_std(socket).map(|socket| Self { socket }).map_err(failed)
+        Ok(Self { socket })
     }
 
     /// Sends a descriptor under a key that nobody can guess, and closes it on this side.

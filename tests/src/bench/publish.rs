@@ -14,6 +14,7 @@ use super::bare;
 use super::load::{Load, NEVER, end, prepared};
 use super::report::{Quantity, Row};
 use super::times::Times;
+use super::usage::Processor;
 use crate::reader;
 
 /// Publishes before the first that counts.
@@ -29,6 +30,7 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
 
     let (mut whole, mut identity, mut overhead) = (Vec::new(), Vec::new(), Vec::new());
     let mut agent = Vec::new();
+    let (mut waiting, mut turns, mut used) = (Vec::new(), 0, Duration::ZERO);
     let (mut floor, mut probe) = (Vec::new(), Vec::new());
     let mut before = Answers::until_now(&load).await?;
     for round in 0..WARM_UP + effort.of(1000, 200) {
@@ -36,7 +38,10 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
         let probed = calls.probe().await?;
         // Of the same account as the first.
         let mut volume = load.pod(1);
-        let took = calls.publish(prepared(&load, &volume)?).await.context("publish")?;
+        let request = prepared(&load, &volume)?;
+        let processors_before = processors(&load)?;
+        let took = calls.publish(request).await.context("publish")?;
+        let processors_after = processors(&load)?;
         let after = Answers::until_now(&load).await?;
         ensure!(after.reads == before.reads, "a secret was read that was to be in the cache");
         let answer = after.identity.saturating_sub(before.identity);
@@ -51,6 +56,14 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
             identity.push(answer);
             overhead.push(took.saturating_sub(answer));
             agent.push(in_agent);
+            let mut waited = Duration::ZERO;
+            for (now, earlier) in processors_after.iter().zip(&processors_before) {
+                let (wait, given) = now.waits_since(earlier);
+                waited += wait;
+                turns += given;
+                used += now.since(earlier);
+            }
+            waiting.push(waited);
             floor.push(bare);
             probe.push(probed);
         }
@@ -61,6 +74,7 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     let of = |samples| Times::of(samples);
     let (whole, identity, overhead) = (of(whole)?, of(identity)?, of(overhead)?);
     let (agent, floor, probe) = (of(agent)?, of(floor)?, of(probe)?);
+    let waiting = of(waiting)?;
     let mut rows = Vec::new();
     for (percent, target) in [(50, Duration::from_millis(1)), (99, Duration::from_millis(3))] {
         let at = |times: &Times| Quantity::Time(times.percentile(percent));
@@ -76,7 +90,23 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
             Row::new(format!("publish overhead, p{percent}"), at(&overhead)).target(Quantity::Time(target));
         rows.push(row.floor(at(&floor), "bare mount").remark(parts));
     }
+    let at = |percent| Quantity::Time(waiting.percentile(percent));
+    let publishes = u32::try_from(waiting.count()).unwrap_or(u32::MAX);
+    rows.push(
+        Row::new("publish, ready and without a processor, p99", at(99)).floor(at(50), "its median").remark(
+            format!(
+                "driver and agent, the identity's part included; they had {} turns a publish and used {}",
+                turns / u64::from(publishes).max(1),
+                Quantity::Time(used / publishes.max(1))
+            ),
+        ),
+    );
     Ok(rows)
+}
+
+fn processors(load: &Load) -> Result<[Processor; 2]> {
+    let [driver, agent] = load.processes()?.map(Processor::of);
+    Ok([driver?, agent?])
 }
 
 /// Times by the agent's own clock, and how often it asked a store.

@@ -9,7 +9,7 @@ use crate::machine::Machine;
 
 /// Something measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Quantity {
+pub enum Quantity {
     /// A time.
     Time(Duration),
     /// An amount of memory.
@@ -58,7 +58,7 @@ impl fmt::Display for Quantity {
 
 /// One line of the table.
 #[derive(Debug, Clone)]
-pub(super) struct Row {
+pub struct Row {
     what: String,
     measured: Quantity,
     target: Option<Quantity>,
@@ -68,27 +68,27 @@ pub(super) struct Row {
 
 impl Row {
     /// What was measured.
-    pub(super) fn new(what: impl Into<String>, measured: Quantity) -> Self {
+    pub fn new(what: impl Into<String>, measured: Quantity) -> Self {
         Self { what: what.into(), measured, target: None, floor: None, remark: String::new() }
     }
 
     /// What it is to be at most.
     #[must_use]
-    pub(super) fn target(mut self, most: Quantity) -> Self {
+    pub fn target(mut self, most: Quantity) -> Self {
         self.target = Some(most);
         self
     }
 
     /// What the machine takes for the least that has to be done, and what that is.
     #[must_use]
-    pub(super) fn floor(mut self, floor: Quantity, what: &'static str) -> Self {
+    pub fn floor(mut self, floor: Quantity, what: &'static str) -> Self {
         self.floor = Some((floor, what));
         self
     }
 
     /// How to read it.
     #[must_use]
-    pub(super) fn remark(mut self, remark: impl Into<String>) -> Self {
+    pub fn remark(mut self, remark: impl Into<String>) -> Self {
         self.remark = remark.into();
         self
     }
@@ -126,15 +126,15 @@ const HEAD: [&str; COLUMNS] = ["figure", "measured", "target", "floor", "remark"
 
 /// All that one run measured.
 #[derive(Debug)]
-pub(super) struct Report {
+pub struct Report {
     /// With which rights.
-    pub(super) place: String,
+    pub place: String,
     /// The machine's load before anything was measured: 1.0 is one core kept busy by others.
-    pub(super) load: String,
+    pub load: String,
     /// Whether fewer samples were taken.
-    pub(super) quick: bool,
+    pub quick: bool,
     /// The figures.
-    pub(super) rows: Vec<Row>,
+    pub rows: Vec<Row>,
 }
 
 impl Report {
@@ -144,7 +144,7 @@ impl Report {
     }
 
     /// As JSON.
-    pub(super) fn json(&self) -> String {
+    pub fn json(&self) -> String {
         let rows: Vec<_> = self.rows.iter().map(Row::json).collect();
         let machine = Machine::this().to_string();
         let report = json!({

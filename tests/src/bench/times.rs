@@ -6,31 +6,31 @@ use anyhow::{Result, ensure};
 
 /// One or more measured times.
 #[derive(Debug, Clone)]
-pub(super) struct Times {
+pub struct Times {
     sorted: Vec<Duration>,
 }
 
 impl Times {
     /// Of samples, of which there must be some.
-    pub(super) fn of(mut samples: Vec<Duration>) -> Result<Self> {
+    pub fn of(mut samples: Vec<Duration>) -> Result<Self> {
         ensure!(!samples.is_empty(), "nothing was measured");
         samples.sort_unstable();
         Ok(Self { sorted: samples })
     }
 
     /// The nearest-rank percentile: the least sample that so many of a hundred samples do not exceed.
-    pub(super) fn percentile(&self, percent: usize) -> Duration {
+    pub fn percentile(&self, percent: usize) -> Duration {
         let rank = (self.sorted.len() * percent).div_ceil(100).max(1);
         self.sorted.get(rank - 1).or(self.sorted.last()).copied().unwrap_or_default()
     }
 
     /// The median.
-    pub(super) fn median(&self) -> Duration {
+    pub fn median(&self) -> Duration {
         self.percentile(50)
     }
 
     /// How many there are.
-    pub(super) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.sorted.len()
     }
 }

@@ -10,18 +10,18 @@ use crate::processes::{Process, cpu_time};
 
 /// Resident memory in bytes, from `smaps_rollup`, which is exact where `status` may lag.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Memory {
+pub struct Memory {
     /// All pages, those of the binary itself included.
-    pub(super) resident: u64,
+    pub resident: u64,
     /// Heap and stacks.
-    pub(super) anonymous: u64,
+    pub anonymous: u64,
     /// Shared memory that is mapped. Pages of a tmpfs written through descriptors are not.
-    pub(super) shared: u64,
+    pub shared: u64,
 }
 
 impl Memory {
     /// Of a process.
-    pub(super) fn of(process: &Process) -> Result<Self> {
+    pub fn of(process: &Process) -> Result<Self> {
         let file = format!("/proc/{}/smaps_rollup", process.pid());
         Self::parse(&fs::read_to_string(&file).context(file)?)
     }
@@ -39,30 +39,45 @@ impl Memory {
 
 /// Processor time used up to now.
 #[derive(Debug, Clone)]
-pub(super) struct Processor {
+pub struct Processor {
     /// Of each thread, in nanoseconds of the scheduler's.
     threads: BTreeMap<String, Duration>,
     /// Of the process, threads that have ended included, in ticks of 10 ms.
     ticks: Duration,
+    /// Time its threads were ready to run and had no processor.
+    waited: Duration,
+    /// How often its threads were given a processor.
+    turns: u64,
 }
 
 impl Processor {
     /// Of a process.
-    pub(super) fn of(process: &Process) -> Result<Self> {
+    pub fn of(process: &Process) -> Result<Self> {
         let mut threads = BTreeMap::new();
+        let (mut waited, mut turns) = (0, 0);
         for thread in fs::read_dir(format!("/proc/{}/task", process.pid()))? {
             let thread = thread?;
             // One that has ended since the directory was read.
             let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
-            let nanoseconds = text.split(' ').next().context("time on a processor")?.parse()?;
+            let mut numbers = text.split_whitespace().map(str::parse::<u64>);
+            let mut next = |what: &'static str| numbers.next().context(what)?.context(what);
+            let nanoseconds = next("time on a processor")?;
+            waited += next("time waiting for one")?;
+            turns += next("times given one")?;
             let name = thread.file_name().to_string_lossy().into_owned();
             threads.insert(name, Duration::from_nanos(nanoseconds));
         }
-        Ok(Self { threads, ticks: cpu_time(process.pid())? })
+        Ok(Self { threads, ticks: cpu_time(process.pid())?, waited: Duration::from_nanos(waited), turns })
+    }
+
+    /// Time spent ready to run without a processor, and turns on one, since `earlier`. These are the machine's doing:
+    /// how long a turn is waited for depends on who else is there.
+    pub(super) fn waits_since(&self, earlier: &Self) -> (Duration, u64) {
+        (self.waited.saturating_sub(earlier.waited), self.turns.saturating_sub(earlier.turns))
     }
 
     /// Used since `earlier`: by the scheduler's count, or by ticks where a thread took its count with it.
-    pub(super) fn since(&self, earlier: &Self) -> Duration {
+    pub fn since(&self, earlier: &Self) -> Duration {
         let total = |of: &Self| of.threads.values().sum::<Duration>();
         if !self.threads.is_empty() && earlier.threads.keys().all(|thread| self.threads.contains_key(thread))
         {
@@ -74,7 +89,7 @@ impl Processor {
 }
 
 /// Thousandths of one core.
-pub(super) fn millicores(used: Duration, window: Duration) -> f64 {
+pub fn millicores(used: Duration, window: Duration) -> f64 {
     used.as_secs_f64() / window.as_secs_f64() * 1000.0
 }
 
@@ -95,6 +110,8 @@ mod tests {
         let at = |threads: &[(&str, u64)], ticks| Processor {
             threads: threads.iter().map(|&(name, ns)| (name.to_owned(), Duration::from_nanos(ns))).collect(),
             ticks: Duration::from_millis(ticks),
+            waited: Duration::ZERO,
+            turns: 0,
         };
         let earlier = at(&[("1", 100), ("2", 50)], 10);
         assert_eq!(at(&[("1", 150), ("2", 60), ("3", 5)], 30).since(&earlier), Duration::from_nanos(65));

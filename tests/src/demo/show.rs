@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::tokens;
 
 /// The files as `ls` would show them: mode, owner, group, size, name; where the names in the volume lead.
-pub(super) fn listing(volume: &Path) -> Result<String> {
+pub fn listing(volume: &Path) -> Result<String> {
     let mut names: Vec<_> = fs::read_dir(volume)?.collect::<Result<Vec<_>, _>>()?;
     names.sort_by_key(fs::DirEntry::file_name);
     let mut text = String::new();
@@ -30,7 +30,7 @@ pub(super) fn listing(volume: &Path) -> Result<String> {
 }
 
 /// `-r--r-----` and the like.
-pub(super) fn mode(metadata: &fs::Metadata) -> String {
+pub fn mode(metadata: &fs::Metadata) -> String {
     let bits = metadata.mode();
     let mut text = String::from(if metadata.is_dir() { "d" } else { "-" });
     for shift in [6, 3, 0] {
@@ -42,7 +42,7 @@ pub(super) fn mode(metadata: &fs::Metadata) -> String {
 }
 
 /// The claims of a token, one a line; never the token or its signature.
-pub(super) fn claims(token: &str) -> Result<String> {
+pub fn claims(token: &str) -> Result<String> {
     let Value::Object(claims) = tokens::decode(token)? else { anyhow::bail!("claims are an object") };
     Ok(claims.iter().map(|(name, value)| format!("{name:<4} {value}")).collect::<Vec<_>>().join("\n"))
 }

@@ -35,7 +35,7 @@ struct Story {
 
 /// Tells the story. The exit code says whether every claim held.
 pub(super) async fn tell(namespace: &Namespace) -> Result<ExitCode> {
-    let transcript = Transcript::new();
+    let transcript = Transcript::begin();
     transcript.title("Countersign: a secret reaches a pod, end to end on this machine, without a cluster")?;
     transcript.fact("machine", &Machine::this().to_string())?;
     transcript.fact("mounts", &namespace.to_string())?;

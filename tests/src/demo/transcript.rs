@@ -13,7 +13,7 @@ const TEXT: usize = 100;
 
 /// What is told, on standard output.
 #[derive(Debug)]
-pub(super) struct Transcript {
+pub struct Transcript {
     colours: bool,
     began: Instant,
     step_began: Instant,
@@ -31,7 +31,8 @@ enum Style {
 }
 
 impl Transcript {
-    pub(super) fn new() -> Self {
+    /// One whose clock starts now.
+    pub fn begin() -> Self {
         let now = Instant::now();
         // https://no-color.org
         let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -49,17 +50,17 @@ impl Transcript {
     }
 
     /// The title of it all.
-    pub(super) fn title(&self, text: &str) -> Result<()> {
+    pub fn title(&self, text: &str) -> Result<()> {
         print(&self.styled(Style::Bold, text))
     }
 
     /// Text that everybody should read.
-    pub(super) fn notice(&self, text: &str) -> Result<()> {
+    pub fn notice(&self, text: &str) -> Result<()> {
         wrap(text, TEXT).iter().try_for_each(|line| print(&self.styled(Style::Bold, &format!("!  {line}"))))
     }
 
     /// Begins a step: what happens, and why it matters.
-    pub(super) fn step(&mut self, title: &str, why: &str) -> Result<()> {
+    pub fn step(&mut self, title: &str, why: &str) -> Result<()> {
         self.steps += 1;
         print("")?;
         print(&self.styled(Style::Bold, &format!("{}  {title}", self.steps)))?;
@@ -71,13 +72,13 @@ impl Transcript {
     }
 
     /// Ends a step with the time it took.
-    pub(super) fn done(&self) -> Result<()> {
+    pub fn done(&self) -> Result<()> {
         let seconds = self.step_began.elapsed().as_secs_f64();
         print(&format!("   {}", self.styled(Style::Dim, &format!("{seconds:.2} s"))))
     }
 
     /// Something to see.
-    pub(super) fn fact(&self, name: &str, value: &str) -> Result<()> {
+    pub fn fact(&self, name: &str, value: &str) -> Result<()> {
         let mut lines = value.lines();
         let name = self.styled(Style::Dim, &format!("{name:<NAME$}"));
         print(&format!("   {name} {}", lines.next().unwrap_or_default()))?;
@@ -85,7 +86,7 @@ impl Transcript {
     }
 
     /// Something that must hold.
-    pub(super) fn claim(&mut self, holds: bool, what: &str) -> Result<()> {
+    pub fn claim(&mut self, holds: bool, what: &str) -> Result<()> {
         self.claims += 1;
         let mark = if holds {
             self.styled(Style::Good, "✓")
@@ -99,7 +100,7 @@ impl Transcript {
     }
 
     /// The last line, and how the process is to end.
-    pub(super) fn end(&self) -> Result<ExitCode> {
+    pub fn end(&self) -> Result<ExitCode> {
         print("")?;
         let seconds = self.began.elapsed().as_secs_f64();
         if self.broken.is_empty() {
@@ -116,7 +117,7 @@ impl Transcript {
 }
 
 /// One line on standard output.
-pub(super) fn print(line: &str) -> Result<()> {
+pub fn print(line: &str) -> Result<()> {
     match writeln!(std::io::stdout(), "{line}") {
         // Who pipes us into `head` has seen enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
@@ -125,7 +126,7 @@ pub(super) fn print(line: &str) -> Result<()> {
 }
 
 /// One line on standard error.
-pub(super) fn complain(line: &str) {
+pub fn complain(line: &str) {
     writeln!(std::io::stderr(), "countersign-demo: {line}").ok();
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::DRIVER;
 use crate::scratch::{Scratch, give_to, replace_file};
@@ -91,12 +91,15 @@ impl Layout {
         [&self.jwks, &self.agent_token].into_iter().try_for_each(|file| give_to(file, self.agent_uid))
     }
 
-    /// Writes the agent's configuration: one store, `sops`. The age key must be there.
-    pub fn write_config(&self, allow: &[Allow]) -> Result<()> {
+    /// Writes the agent's configuration: the store `sops`, whose age key must be there, and others.
+    pub fn write_config(&self, allow: &[Allow], others: &Map<String, Value>) -> Result<()> {
         let allow: Vec<_> = allow.iter().map(|rule| json!({"id": rule.id, "paths": rule.paths})).collect();
-        let config = json!({"stores": {"sops": {
+        let mut stores = others.clone();
+        let sops = json!({
             "type": "sops", "directory": self.store, "ageKeyFile": self.age_key, "allow": allow,
-        }}});
+        });
+        stores.insert("sops".to_owned(), sops);
+        let config = json!({"stores": stores});
         // JSON is YAML.
         replace_file(&self.config, config.to_string().as_bytes(), 0o600)
             .context("the agent's configuration")?;

@@ -103,9 +103,11 @@ pub(super) fn no_entry(workload: &Workload) -> Trouble {
 }
 
 fn down(status: &Status, text: &str, us: Us<'_>) -> Error {
-    let remedy = if text.contains("received fatal alert") {
+    // A server that does not want us may be gone before its alert has been read.
+    let hung_up = ["received fatal alert", "Broken pipe", "Connection reset"];
+    let remedy = if hung_up.iter().any(|words| text.contains(words)) {
         format!(
-            "; the SPIRE agent refuses our own identity: add {us} to brokers in its experimental.broker block"
+            "; if it goes on, the SPIRE agent refuses our own identity: add {us} to brokers in its experimental.broker block"
         )
     } else {
         String::new()

@@ -601,3 +601,12 @@ async fn a_hint_chooses_among_several_identities() {
     assert!(problem.contains(r#"none of the SVIDs has the hint "external""#), "{problem}");
     scene.end().await;
 }
+
+#[test]
+fn a_server_that_hangs_up_may_not_want_us() {
+    for words in ["Broken pipe (os error 32)", "received fatal alert: BadCertificate"] {
+        let status = Status::from_error(Box::new(std::io::Error::other(words)));
+        let problem = answer::of_broker(&status, &pod("u1"), answer::Us(Some(US))).error().to_string();
+        assert!(problem.contains("add spiffe://example.org/countersign/agent to brokers"), "{problem}");
+    }
+}

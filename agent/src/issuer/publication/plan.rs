@@ -113,7 +113,7 @@ fn other(plan: &mut Plan, key: &str, text: &str, facts: &Facts<'_>) {
             plan.removed += 1;
         }
         Ok((_, anchor)) if key.strip_prefix(PREFIX) == Some(anchor.kid()) => {
-            plan.others.push(Arc::new(anchor))
+            plan.others.push(Arc::new(anchor));
         }
         Ok(_) => plan.unusable.push(format!("{key}: its JWT key has another id")),
         Err(problem) => plan.unusable.push(format!("{key}: {problem}")),
@@ -128,8 +128,8 @@ fn documents(plan: &mut Plan, data: &BTreeMap<String, String>, facts: &Facts<'_>
     plan.roots = roots.len();
     let pem = bundle::pem(&roots);
     let held: Option<Value> = data.get(JSON).and_then(|text| serde_json::from_str(text).ok());
-    let numbered = held.as_ref().and_then(|held| held["spiffe_sequence"].as_i64());
-    let unchanged = held.as_ref().is_some_and(|held| held["keys"] == bundle::spiffe(&all, 0)["keys"]);
+    let numbered = held.as_ref().and_then(|held| held.get("spiffe_sequence")?.as_i64());
+    let unchanged = held.as_ref().is_some_and(|held| held.get("keys") == bundle::spiffe(&all, 0).get("keys"));
     plan.sequence = match numbered {
         Some(number) if unchanged => number,
         Some(number) => (number.saturating_add(1)).max(facts.sequence).max(unix(facts.now)),
@@ -256,9 +256,9 @@ mod tests {
         one.keys.advance(moment(NOW) + LIFE / 2).unwrap();
         one.act(&mut data, LIFE / 2);
         assert_eq!(roots(&data), 2);
-        let last = LIFE - hours(1);
+        let last = hours(7 * 24 - 1);
         one.act(&mut data, last);
-        let first = one.keys.own()[0].clone();
+        let first = Arc::clone(&one.keys.own()[0]);
         let entry: Entry = serde_json::from_str(&data[&format!("{PREFIX}{}", first.kid())]).unwrap();
         assert_eq!(humantime::parse_rfc3339(&entry.until).unwrap(), first.not_after);
         assert!(!one.act(&mut data, last), "it can't be put off any further");

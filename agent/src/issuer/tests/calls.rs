@@ -346,7 +346,7 @@ async fn a_renewal_and_every_way_to_forge_one() {
     }
     let stranger = JwtKey::new(&PrivateKey::generate().unwrap()).unwrap();
     let foreign = ticket::seal(&stranger, &direct.ticket()).unwrap();
-    unauthenticated(&direct.renew(&foreign).await, "not by a key this issuer has");
+    unauthenticated(&direct.renew(&foreign).await, "not by a key this issuer knows");
     unauthenticated(&direct.renew("junk").await, "can't be read");
 
     // A ticket of the issuer's that does not fit.
@@ -360,7 +360,7 @@ async fn a_renewal_and_every_way_to_forge_one() {
     unauthenticated(&direct.renew_with(|ticket| ticket.aud = "x".to_owned()).await, "some other token");
     let old = |ticket: &mut Ticket| ticket.reviewed_at = NOW - 24 * 3600;
     unauthenticated(&direct.renew_with(old).await, "--renew-without-token");
-    let nearly = |ticket: &mut Ticket| ticket.reviewed_at = NOW - 24 * 3600 + 1;
+    let nearly = |ticket: &mut Ticket| ticket.reviewed_at = NOW - 24 * 3600 + 60;
     assert_eq!(direct.renew_with(nearly).await.0, Code::Ok);
     let another = PublicJwk::of(&PrivateKey::generate().unwrap().public_key_info()).unwrap();
     let answer = direct.renew_with(|ticket| ticket.cnf.jwk = another).await;

@@ -132,6 +132,7 @@ impl Cluster {
             jwt_ttl: Duration::from_secs(300),
             renew_without_token: Duration::from_secs(24 * 3600),
             publication: None,
+            inject: None,
             oidc_issuer: Some("https://oidc.example.org".to_owned()),
             clock: clock(),
         }

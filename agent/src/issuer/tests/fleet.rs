@@ -1,5 +1,6 @@
 //! Several replicas of the issuer, the bundle they publish together, and the agent that follows them.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +84,17 @@ impl Fleet {
         Agent { client, shutdown, tasks }
     }
 
+    /// How many entries are good for another hour and more.
+    fn lasting(&self) -> usize {
+        let soon = self.clock.wall() + Duration::from_secs(3600);
+        let map = self.api.object(PATH).unwrap();
+        let until = |key: &String| {
+            let entry: Value = serde_json::from_str(map["data"][key].as_str().unwrap()).unwrap();
+            humantime::parse_rfc3339(entry["until"].as_str().unwrap()).unwrap()
+        };
+        entries(Some(&map)).iter().filter(|key| until(key) > soon).count()
+    }
+
     /// How many roots are published.
     fn roots(&self) -> usize {
         roots(self.api.object(PATH).as_ref())
@@ -107,6 +119,12 @@ impl Agent {
 
 fn roots(map: Option<&Value>) -> usize {
     map.and_then(|map| map["data"]["bundle.pem"].as_str()).map_or(0, |pem| pem.matches("BEGIN").count())
+}
+
+/// The keys of the replicas' entries.
+fn entries(map: Option<&Value>) -> HashSet<String> {
+    let keys = map.and_then(|map| map["data"].as_object()).into_iter().flat_map(|data| data.keys());
+    keys.filter(|key| key.starts_with("issuer-")).cloned().collect()
 }
 
 async fn ready(running: &Running) {
@@ -212,32 +230,46 @@ async fn the_root_is_rotated_under_a_running_agent() {
     let (one, two) = (fleet.replica("one").await, fleet.replica("two").await);
     let agent = fleet.agent(&[one.address, two.address]);
     let mut identity = agent.first(&fleet, "api").await.unwrap();
-    // Half of the SVID's life at a time, through the whole life of the first roots and beyond.
-    let step = Duration::from_secs(1800);
+    // Through the whole life of the first roots and beyond: around the changes half of the SVID's life at a time, by
+    // key; in between by leaps, with a token of kubelet's.
+    let (step, leap) = (Duration::from_secs(1800), Duration::from_secs(12 * 3600));
     let life = crate::issuer::root::LIFE + Duration::from_secs(2 * 3600);
+    let half = crate::issuer::root::LIFE / 2;
+    let mut known = entries(fleet.api.object(PATH).as_ref());
+    assert_eq!(known.len(), 2);
     let mut passed = Duration::ZERO;
     while passed < life {
-        pass(step).await;
-        passed += step;
+        let near = |change: Duration| passed + leap > change && passed < change + 4 * step;
+        let time = if near(half) || near(2 * half) { step } else { leap };
+        pass(time).await;
+        passed += time;
+        // Requests that were under way when time leapt have failed, and are made again soon.
+        let both = passed >= half && passed + 2 * step < 2 * half;
+        while fleet.lasting() < if both { 4 } else { 2 } {
+            pass(Duration::from_secs(1)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let long_lived = crate::identity::Token {
             audience: "countersign".to_owned(),
             token: fleet.cluster.token("api", |claims| claims["exp"] = (NOW + 30 * 86400).into()),
         };
-        // Every now and then kubelet brings a token; in between it is the key's turn.
-        let tokens = if passed.as_secs() % (12 * 3600) == 0 { vec![long_lived] } else { Vec::new() };
+        let tokens = if time == leap { vec![long_lived] } else { Vec::new() };
         identity = agent
             .client
             .x509(&workload("api"), &tokens, Some(&identity))
             .await
             .unwrap_or_else(|error| panic!("after {passed:?}: {error}"));
-        // The successors are published; the first roots end as the third ones come.
-        if passed == crate::issuer::root::LIFE / 2 {
-            fleet.api.until(PATH, |map| roots(map) == 4).await;
-        } else if passed == crate::issuer::root::LIFE {
-            fleet.api.until(PATH, |map| roots(map) == 6).await;
+        // Half-way the successors are published, and the third ones when the first end.
+        if passed == half || passed == 2 * half {
+            while entries(fleet.api.object(PATH).as_ref()).difference(&known).count() != 2 {
+                pass(Duration::from_secs(1)).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            known = entries(fleet.api.object(PATH).as_ref());
         }
     }
-    fleet.api.until(PATH, |map| roots(map) == 4).await;
+    let signer = identity.x509.roots.len();
+    assert!(signer >= 4, "the second ones and the third ones of both: {signer}");
     agent.stop().await;
     one.stop().await;
     two.stop().await;
@@ -306,11 +338,7 @@ async fn an_api_server_that_refuses_is_named_and_overcome() {
     let mut map = fleet.api.object(PATH).unwrap();
     map["data"].as_object_mut().unwrap().retain(|key, _| !key.starts_with("issuer-"));
     fleet.api.put(PATH, map);
-    let entries = |map: Option<&Value>| {
-        map.and_then(|map| map["data"].as_object())
-            .is_some_and(|data| data.keys().any(|key| key.starts_with("issuer-")))
-    };
-    fleet.api.until(PATH, entries).await;
+    fleet.api.until(PATH, |map| entries(map).len() == 1).await;
     issuer.stop().await;
 }
 
@@ -459,4 +487,28 @@ async fn clocks_that_are_apart_are_named() {
     assert!(error.contains("compare the clocks of this machine and the API server's"), "{error}");
     agent.stop().await;
     issuer.stop().await;
+}
+
+#[tokio::test]
+async fn an_identity_takes_up_roots_that_come_and_drops_those_that_go_but_never_its_own() {
+    let fleet = Fleet::new().await;
+    let one = fleet.replica("one").await;
+    let agent = fleet.agent(&[one.address]);
+    let identity = agent.first(&fleet, "api").await.unwrap();
+    let now = fleet.clock.wall();
+    assert!(identity.beside(&Arc::new(identity.x509.roots.clone()), now).is_none(), "nothing new");
+    let two = fleet.replica("two").await;
+    let mut roots = agent.client.roots().unwrap();
+    let both = Arc::clone(&*roots.wait_for(|roots| roots.len() == 2).await.unwrap());
+    let after = identity.beside(&both, now).unwrap();
+    assert_eq!((after.x509.roots.len(), &after.x509.chain), (2, &identity.x509.chain));
+    assert_eq!(after.x509.key, identity.x509.key);
+    assert!(after.beside(&Arc::new(identity.x509.roots.clone()), now).is_some());
+    let others: Vec<_> = both.iter().filter(|root| !identity.x509.roots.contains(root)).cloned().collect();
+    assert!(after.beside(&Arc::new(others), now).is_none(), "peers could not verify it");
+    assert!(after.beside(&Arc::new(Vec::new()), now).is_none());
+    assert!(after.beside(&Arc::new(vec![b"no certificate".to_vec()]), now).is_none());
+    agent.stop().await;
+    one.stop().await;
+    two.stop().await;
 }

@@ -165,6 +165,10 @@ impl<M: Mint> Reading<'_, M> {
             return Ok(mount);
         }
         let pass = self.pass().await?;
+        let _asking = self.store.mounting.lock().await;
+        if let Some(mount) = self.store.mounts.of(self.namespace, &self.wanted.path, now) {
+            return Ok(mount);
+        }
         let path = format!("sys/internal/ui/mounts/{}", self.wanted.path.encoded());
         let call = Call {
             method: &Method::GET,
@@ -334,7 +338,8 @@ impl<M: Mint> Reading<'_, M> {
         let wrapped = self.wanted.wrap.is_some();
         let raw = if wrapped { envelope.wrap_info } else { envelope.data };
         let Some(raw) = raw else {
-            return Err(question.not_found(format!(
+            // Not "not found": that is for the server to say, and files may be wiped on its word.
+            return Err(question.unusable(format!(
                 "the server's answer ({}) holds no {}",
                 reply.status.as_u16(),
                 if wrapped { "wrapping token" } else { "data" }

@@ -127,18 +127,32 @@ impl Question<'_> {
         } else {
             format!(" ({message})")
         };
+        let instead = self.version_1().map(|path| format!("; {path}")).unwrap_or_default();
         Error::Denied {
             reference: self.wanted.reference.clone(),
             problem: format!(
-                "the server does not let {} ({role}{policies}) have it{namespace}{detail}; a policy with {} would",
+                "the server does not let {} ({role}{policies}) have it{namespace}{detail}; a policy with {} would{instead}",
                 self.id,
                 stanza(self.wanted)
             ),
         }
     }
 
-    fn absent(&self, reply: &Reply, secrets: &[&Secret]) -> Error {
+    /// What to write where a path of version 2 is used with a mount of version 1.
+    fn version_1(&self) -> Option<String> {
         let below = self.mount.below(&self.wanted.path);
+        match (&self.mount.engine, below.as_slice()) {
+            (Engine::KvV1, ["data", rest @ ..]) if !rest.is_empty() => Some(format!(
+                "{mount}/ is a key-value mount of version 1: write {}:{mount}/{}",
+                self.store(),
+                rest.join("/"),
+                mount = self.mount.path
+            )),
+            _ => None,
+        }
+    }
+
+    fn absent(&self, reply: &Reply, secrets: &[&Secret]) -> Error {
         let gone = reply
             .envelope()
             .and_then(|envelope| envelope.data)
@@ -160,17 +174,12 @@ impl Question<'_> {
             };
             return self.not_found(format!("{problem} ({message})"));
         }
-        match (&self.mount.engine, below.as_slice(), self.wanted.version) {
-            (Engine::KvV1, ["data", rest @ ..], _) if !rest.is_empty() => self.not_found(format!(
-                "no such secret; {mount}/ is a key-value mount of version 1: write {}:{mount}/{}",
-                self.store(),
-                rest.join("/"),
-                mount = self.mount.path
-            )),
-            (_, _, Some(version)) => self.not_found(format!(
+        match (self.version_1(), self.wanted.version) {
+            (Some(instead), _) => self.not_found(format!("no such secret; {instead}")),
+            (None, Some(version)) => self.not_found(format!(
                 "there is no version {version} of it: it was never written, or is older than what the mount keeps"
             )),
-            _ => {
+            (None, None) => {
                 let message = if message.is_empty() { String::new() } else { format!(" ({message})") };
                 self.not_found(format!("no such secret{message}"))
             }

@@ -3,6 +3,7 @@ mod logins;
 mod reads;
 mod server;
 mod trouble;
+mod volume;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -75,7 +76,7 @@ impl Asker {
 
     async fn fetch(&mut self, reference: &str) -> Fetched {
         match self.answer(reference).await {
-            Ok(Answer::Secret(fetched)) => fetched,
+            Ok(Answer::Secret(fetched) | Answer::Kept(fetched)) => fetched,
             other => panic!("{other:?}"),
         }
     }

@@ -14,7 +14,19 @@ k.startsWith('countersign.dev/') || k.contains('.countersign.dev/')
 variables.path.matches('^(/[^/:\\x00-\\x1f\\x7f]+)+$') && !variables.path.matches('/[.][.]?(/|$)')
 {{- end }}
 
-{{- /* Keys that the agent knows; charts/test compares them with its list. */}}
+{{- /* Keys that the agent knows; charts/test compares them with its own list. `files` take a file's name after the slash. */}}
+{{- define "countersign.keys" -}}
+files: [secret, template, jwt]
+svid: [x509]
+plain: [inject, path, containers, refresh, on-revoked, stale-ok]
+{{- end }}
+
 {{- define "countersign.cel.known" -}}
-k.matches('^((secret|template|jwt)[.]countersign[.]dev/.+|svid[.]countersign[.]dev/x509|countersign[.]dev/(inject|path|containers|refresh|on-revoked|stale-ok))$')
+{{- $keys := include "countersign.keys" . | fromYaml -}}
+k.matches('^(({{ join "|" $keys.files }})[.]countersign[.]dev/.+|svid[.]countersign[.]dev/({{ join "|" $keys.svid }})|countersign[.]dev/({{ join "|" $keys.plain }}))$')
+{{- end }}
+
+{{- define "countersign.knownKeys" -}}
+{{- $keys := include "countersign.keys" . | fromYaml -}}
+known are {{ range $keys.files }}{{ . }}.countersign.dev/<file>, {{ end }}svid.countersign.dev/{{ join ", " $keys.svid }} and countersign.dev/{{ join ", " $keys.plain }}
 {{- end }}

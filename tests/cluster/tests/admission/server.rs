@@ -91,7 +91,8 @@ impl Server {
     pub(crate) async fn install(&self, mode: &str) -> Result<()> {
         let output = Command::new(tool("helm")?)
             .args(["upgrade", "--install", "countersign", "--namespace", SYSTEM, "--set"])
-            .arg(format!("injection.mode={mode},sops.ageKey.secret=age-key,stores.vault.type=vault"))
+            .arg(format!("injection.mode={mode},sops.ageKey.secret=age-key"))
+            .args(["--set", "stores.vault.type=vault,stores.vault.addresses[0]=https://vault:8200"])
             .args(["--set-string", r"sops.files.payments/db\.yaml=password: x"])
             .arg("--kubeconfig")
             .arg(self.files.etc("admin.kubeconfig"))

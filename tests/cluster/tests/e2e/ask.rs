@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use countersign_cluster::chart::TRUST_DOMAIN;
-use countersign_cluster::pods::{PATH, inline, name};
+use countersign_cluster::pods::{LIMIT, PATH, inline, name, until};
 use countersign_cluster::world::{Case, Kind, World, case};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::PostParams;
@@ -55,10 +55,9 @@ async fn annotated_deployment(world: Arc<World>) -> Result<()> {
         },
     });
     space.api::<Deployment>().create(&PostParams::default(), &serde_json::from_value(deployment)?).await?;
-    let pods =
-        countersign_cluster::pods::until(countersign_cluster::pods::LIMIT, "two ready pods", async || {
-            Ok(Some(space.ready("app=web").await?).filter(|pods| pods.len() == 2))
-        });
+    let pods = until(LIMIT, "two ready pods", async || {
+        Ok(Some(space.ready("app=web").await?).filter(|pods| pods.len() == 2))
+    });
     for pod in pods.await? {
         let pod = name(&pod)?;
         ensure!(space.file(pod, "db-password").await? == "p4ss");
@@ -137,14 +136,16 @@ async fn init_containers(world: Arc<World>) -> Result<()> {
         &[("countersign.dev/inject", "true"), ("secret.countersign.dev/p", "sops:e2e-init.db#password")],
     );
     let image = world.image();
-    let read = format!("cat {PATH}/p");
+    // With a line end: a runtime hands on whole lines.
+    let read = format!("cat {PATH}/p; echo");
     manifest["spec"]["initContainers"] = json!([
         {"name": "first", "image": image, "command": ["sh", "-c", read]},
         {"name": "sidecar", "image": image, "restartPolicy": "Always", "command": ["sh", "-c", format!("{read}; sleep 100000")]},
     ]);
     space.start_from(&manifest).await?;
     for container in ["first", "sidecar"] {
-        ensure!(space.log("staged", container).await? == "for-init", "{container}");
+        let said = async || Ok((space.log("staged", container).await? == "for-init\n").then_some(()));
+        until(LIMIT, "read", said).await.with_context(|| container.to_owned())?;
     }
     ensure!(space.file("staged", "p").await? == "for-init");
     space.remove().await
@@ -185,7 +186,7 @@ async fn job(world: Arc<World>) -> Result<()> {
         let phase = pod.status.and_then(|status| status.phase);
         Ok(phase.filter(|phase| phase == "Succeeded" || phase == "Failed"))
     };
-    let phase = countersign_cluster::pods::until(countersign_cluster::pods::LIMIT, "an end", ended).await?;
+    let phase = until(LIMIT, "an end", ended).await?;
     ensure!(phase == "Succeeded" && space.log("once", "main").await? == "for-job", "{phase}");
     space.delete("once").await?;
     space.remove().await

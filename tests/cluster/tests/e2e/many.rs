@@ -31,7 +31,7 @@ async fn hundred(world: Arc<World>) -> Result<()> {
                     "secret.countersign.dev/p": "sops:e2e-many.db#password",
                     "jwt.countersign.dev/token": "https://api.example.com",
                 }},
-                "spec": {"terminationGracePeriodSeconds": 0, "containers": [
+                "spec": {"terminationGracePeriodSeconds": 1, "containers": [
                     {"name": "main", "image": world.image(), "imagePullPolicy": "IfNotPresent"},
                 ]},
             },

@@ -54,7 +54,10 @@ impl Survivor {
         Ok(Self { space, world: Arc::clone(world), key })
     }
 
+    /// Its files are there. A kubelet that has just started does not know its pods yet, and is asked again.
     async fn has_files(&self) -> Result<()> {
+        let known = async || Ok(self.space.exec("survivor", &["true"]).await.ok());
+        until(LIMIT, "a kubelet that knows its pods", known).await?;
         ensure!(self.space.file("survivor", "p").await? == "before");
         ensure!(self.space.file("survivor", "token").await?.split('.').count() == 3);
         Ok(())

@@ -1,0 +1,96 @@
+//! What pods are told by events, and what other roots set going.
+
+use super::*;
+use crate::kubernetes::events::{Note, Reason};
+
+fn scene() -> (Scene, tokio::sync::mpsc::Receiver<Note>) {
+    let (recorder, told) = Recorder::pair();
+    (Scene::telling(recorder), told)
+}
+
+fn next(told: &mut tokio::sync::mpsc::Receiver<Note>) -> Option<(Reason, String)> {
+    told.try_recv().ok().map(|note| {
+        assert_eq!(note.workload.pod_name, "p");
+        (note.reason, note.message)
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_fails_is_told_once_and_so_is_its_recovery() {
+    let (scene, mut told) = scene();
+    let dir = directory();
+    scene.publish("v", "a", SECRET, Some(dir.path())).await.unwrap();
+    scene.sources().fail(down());
+    tokio::time::sleep(MINUTE * 20).await;
+    let message = "the files stay as they were: store s: connection refused".to_owned();
+    assert_eq!(next(&mut told), Some((Reason::RefreshFailing, message)));
+    assert_eq!(next(&mut told), None, "one trouble is one event");
+    scene.sources().heal();
+    tokio::time::sleep(MINUTE * 20).await;
+    assert_eq!(
+        next(&mut told),
+        Some((Reason::RefreshRecovered, "the files are up to date again".to_owned()))
+    );
+    assert_eq!(next(&mut told), None);
+    scene.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_kubelet_tells_itself_is_not_told_again() {
+    let (scene, mut told) = scene();
+    let dir = directory();
+    scene.sources().fail(down());
+    scene.publish("v", "a", SECRET, Some(dir.path())).await.unwrap_err();
+    scene.sources().heal();
+    scene.publish("v", "a", SECRET, Some(dir.path())).await.unwrap();
+    tokio::time::sleep(MINUTE * 5).await;
+    assert_eq!(next(&mut told), None);
+    scene.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_identity_near_its_end_is_told_of() {
+    let (scene, mut told) = scene();
+    let dir = directory();
+    scene.publish("v", "a", SECRET, Some(dir.path())).await.unwrap();
+    let problem = "the issuer at i:8443: Connection refused".to_owned();
+    scene.sources().fail_identity(Some(Error::IdentityUnavailable { problem }));
+    // Renewal is due half-way, and fails from then on.
+    tokio::time::sleep(MINUTE * 44).await;
+    assert_eq!(next(&mut told).unwrap().0, Reason::RefreshFailing);
+    assert_eq!(next(&mut told), None);
+    tokio::time::sleep(MINUTE * 3).await;
+    let (reason, message) = next(&mut told).unwrap();
+    assert_eq!(reason, Reason::IdentityEnding);
+    assert_eq!(
+        message,
+        "spiffe://t/ns/n/sa/a ends at 2023-11-14T23:13:20Z and could not be renewed: identity: the issuer at \
+         i:8443: Connection refused"
+    );
+    assert_eq!(next(&mut told), None, "once");
+    scene.sources().fail_identity(None);
+    tokio::time::sleep(MINUTE * 2).await;
+    assert_eq!(next(&mut told).unwrap().0, Reason::RefreshRecovered);
+    scene.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_roots_set_every_volume_going_and_ask_nobody() {
+    let scene = Scene::new();
+    let dirs = [directory(), directory()];
+    for (id, dir) in ["v", "w"].iter().zip(&dirs) {
+        scene.publish(id, id, SECRET, Some(dir.path())).await.unwrap();
+    }
+    let turns = || {
+        let text = scene.metrics.text().unwrap();
+        let line = text.lines().find(|line| line.starts_with("countersign_turns_total{result=\"ok\"}"));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).unwrap_or_default()
+    };
+    let (before, asked) = (turns(), (scene.sources().reads(), scene.sources().signed()));
+    scene.sources().roots.send_replace(Arc::new(vec![b"another root".to_vec()]));
+    while turns() < before + 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!((scene.sources().reads(), scene.sources().signed()), asked);
+    scene.end().await;
+}

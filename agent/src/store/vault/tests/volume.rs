@@ -1,0 +1,197 @@
+//! Volumes of pods, with their secrets from such a store.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::cache::Cache;
+use crate::identity::{Token, Workload};
+use crate::keeper::{Handle, Keeper};
+use crate::request::Request;
+use crate::sources::Sources;
+use crate::testing::FakeSources;
+use crate::turn::World;
+use crate::volume::{Publish, VolumeId};
+
+struct Real {
+    store: VaultStore,
+    mint: FakeMint,
+    identities: FakeSources,
+}
+
+impl Sources for Real {
+    async fn x509(
+        &self,
+        pod: &Workload,
+        tokens: &[Token],
+        current: Option<&Identity>,
+    ) -> Result<Identity, Error> {
+        self.identities.x509(pod, tokens, current).await
+    }
+
+    async fn jwt(
+        &self,
+        pod: &Workload,
+        tokens: &[Token],
+        id: &Identity,
+        audience: &str,
+    ) -> Result<JwtSvid, Error> {
+        self.identities.jwt(pod, tokens, id, audience).await
+    }
+
+    async fn fetch(&self, ask: Ask<'_>, held: &mut Option<Held>) -> Result<Answer, Error> {
+        self.store.fetch(&self.mint, ask, held).await
+    }
+}
+
+/// Runs `work` beside a keeper and the store's own work, and ends both after it.
+async fn beside<T>(server: &Server, work: impl AsyncFnOnce(Handle) -> T) -> T {
+    let Asker { store, mint, .. } = Asker::of(server, "leaseOverlap: 0s\n");
+    let identities = FakeSources::default();
+    let clock = Clock::system();
+    *identities.clock.lock().unwrap() = Some(clock);
+    let sources = Real { store: store.clone(), mint, identities };
+    let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
+    let (keeper, handle) = Keeper::new(world, Arc::default());
+    let shutdown = CancellationToken::new();
+    let worked = async {
+        let done = work(handle).await;
+        shutdown.cancel();
+        done
+    };
+    let ((), (), done) = tokio::join!(keeper.run(shutdown.clone()), store.run(shutdown.clone()), worked);
+    done
+}
+
+fn publish(id: &str, dir: &TempDir, keys: &[(&str, &str)]) -> Publish {
+    let stores = StoreNames::from_iter(["vault"]);
+    let attributes = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let descriptor: OwnedFd = rustix::fs::open(dir.path(), flags, rustix::fs::Mode::empty()).unwrap();
+    Publish {
+        id: VolumeId::from(id),
+        workload: Workload {
+            namespace: "pay".into(),
+            pod_name: id.into(),
+            pod_uid: id.into(),
+            service_account: "api".into(),
+        },
+        request: Request::parse(attributes, &stores).unwrap(),
+        tokens: Vec::new(),
+        capacity: 1 << 20,
+        fs_group: None,
+        directory: Some(descriptor),
+        provisional: false,
+    }
+}
+
+fn directory() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap()
+}
+
+fn read(dir: &TempDir, name: &str) -> String {
+    std::fs::read_to_string(dir.path().join(name)).unwrap()
+}
+
+/// Credentials that are counted, with tokens by which they were made.
+fn credentials(
+    mut script: impl FnMut(&Seen) -> Option<Say> + Send + 'static,
+) -> impl FnMut(&Seen) -> Option<Say> + Send + 'static {
+    let mut made = 0;
+    vault(move |seen| {
+        script(seen).or_else(|| {
+            (seen.path == "database/creds/app").then(|| {
+                made += 1;
+                let data = json!({ "username": format!("u{made}-{}", seen.token()) });
+                say(200, json!({ "lease_id": format!("l{made}"), "lease_duration": 600, "renewable": true, "data": data }))
+            })
+        })
+    })
+}
+
+const KEYS: &[(&str, &str)] = &[
+    ("secret.countersign.dev/password", "vault:kv/data/app#password"),
+    ("secret.countersign.dev/username", "vault:database/creds/app#username"),
+    ("countersign.dev/refresh", "1s"),
+];
+
+#[tokio::test]
+async fn pods_share_what_they_may_and_have_credentials_of_their_own() {
+    let server = Server::start(credentials(NOBODY)).await;
+    beside(&server, async |handle| {
+        let dirs = [directory(), directory(), directory()];
+        for (dir, id) in dirs.iter().zip(["one", "two", "three"]) {
+            handle.publish(publish(id, dir, KEYS)).await.unwrap();
+        }
+        let seen = server.taken();
+        let count = |path: &str| seen.iter().filter(|seen| seen.path == path).count();
+        assert_eq!((count("kv/data/app"), count("database/creds/app"), count("auth/jwt/login")), (1, 3, 4));
+        let names: Vec<String> = dirs.iter().map(|dir| read(dir, "username")).collect();
+        assert!(names[0] != names[1] && names[1] != names[2], "{names:?}");
+        // The end of a pod is the end of its own credential, and of nobody else's.
+        let token = names[1].split_once('-').unwrap().1.to_owned();
+        handle.forget(VolumeId::from("two")).await.unwrap();
+        let revoked = loop {
+            let revoked: Vec<_> =
+                server.taken().into_iter().filter(|seen| seen.path == "auth/token/revoke-self").collect();
+            if !revoked.is_empty() {
+                break revoked;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        assert_eq!(revoked.iter().map(Seen::token).collect::<Vec<_>>(), [token]);
+    })
+    .await;
+    assert!(!server.lines().iter().any(|line| line.contains("revoke")), "the agent's end revokes nothing");
+}
+
+#[tokio::test]
+async fn a_credential_lives_as_long_as_files_are_made_from_it() {
+    let (broken, gone) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (b, g) = (Arc::clone(&broken), Arc::clone(&gone));
+    let server = Server::start(credentials(move |seen| match seen.path.as_str() {
+        "kv/data/app" if b.load(Ordering::SeqCst) => Some(secret(2, &json!({ "other": "x" }))),
+        "sys/leases/lookup" if g.load(Ordering::SeqCst) && seen.body["lease_id"] == "l1" => {
+            Some(errors(400, &["invalid lease"]))
+        }
+        _ => None,
+    }))
+    .await;
+    beside(&server, async |handle| {
+        let dir = directory();
+        handle.publish(publish("one", &dir, KEYS)).await.unwrap();
+        let first = read(&dir, "username");
+        let token = first.split_once('-').unwrap().1.to_owned();
+        server.taken();
+        broken.store(true, Ordering::SeqCst);
+        while !server.taken().iter().any(|seen| seen.path == "kv/data/app") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        gone.store(true, Ordering::SeqCst);
+        // Another is fetched, but the files cannot be made: they go on with the first.
+        let mut seen = Vec::new();
+        while seen
+            .iter()
+            .filter(|seen: &&Seen| seen.path == "sys/leases/lookup" && seen.body["lease_id"] == "l2")
+            .count()
+            < 2
+        {
+            seen.extend(server.taken());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(read(&dir, "username"), first);
+        assert!(!seen.iter().any(|seen| seen.path == "auth/token/revoke-self"), "{seen:?}");
+        broken.store(false, Ordering::SeqCst);
+        while !server
+            .taken()
+            .iter()
+            .any(|seen| seen.path == "auth/token/revoke-self" && seen.token() == token)
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_ne!(read(&dir, "username"), first);
+    })
+    .await;
+}

@@ -1,0 +1,146 @@
+//! What a publish takes beyond the answers of Vault and of the issuer.
+//!
+//! Vault's part is Vault's own word: the time between the request's and the answer's line in its audit file. The
+//! issuer's is the agent's clock around each request for an SVID. Both are taken off the publish they belong to, for
+//! no two overlap. Beside it stands what a bare client takes for the same requests, connection kept open.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use tokio::time::Instant;
+
+use countersign_tests::bench::report::{Quantity, Row};
+use countersign_tests::bench::times::Times;
+use countersign_tests::node::SOON;
+use countersign_tests::pods::{Pod, Volume};
+use countersign_tests::reader::read_file;
+
+use super::Effort;
+use super::setting::{identity_time, secret, start, volume};
+use crate::api::Api;
+use crate::world::World;
+
+/// Publishes before the first that counts.
+const WARM_UP: usize = 5;
+
+pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
+    let mut world = start(false).await?;
+    let rounds = effort.of(300, 40);
+    let cold = series(&mut world, rounds, Kind::Cold).await?;
+    let warm = series(&mut world, rounds, Kind::Warm).await?;
+    Ok([
+        cold.rows("first publish, beyond login and read", 3)?,
+        warm.rows("identity known, beyond the read", 1)?,
+    ]
+    .concat())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// An account that nobody has seen: a login, and a read.
+    Cold,
+    /// An account with a token: a read.
+    Warm,
+}
+
+#[derive(Debug, Default)]
+struct Series {
+    whole: Vec<Duration>,
+    identity: Vec<Duration>,
+    vault: Vec<Duration>,
+    beyond: Vec<Duration>,
+    bare: Vec<Duration>,
+}
+
+impl Series {
+    fn rows(self, what: &str, target: u64) -> Result<Vec<Row>> {
+        let of = |samples| Times::of(samples);
+        let (whole, identity, vault) = (of(self.whole)?, of(self.identity)?, of(self.vault)?);
+        let (beyond, bare) = (of(self.beyond)?, of(self.bare)?);
+        let row = |percent| {
+            let at = |times: &Times| Quantity::Time(times.percentile(percent));
+            let remark = format!(
+                "in all {} with {} in Vault and {} for the identity; {} publishes",
+                at(&whole),
+                at(&vault),
+                at(&identity),
+                whole.count()
+            );
+            Row::new(format!("{what}, p{percent}"), at(&beyond))
+                .floor(at(&bare), "a bare client, Vault included")
+                .remark(remark)
+        };
+        Ok(vec![row(50), row(99).target(Quantity::Time(Duration::from_millis(target)))])
+    }
+}
+
+async fn series(world: &mut World, rounds: usize, kind: Kind) -> Result<Series> {
+    let mut series = Series::default();
+    // A pod that stays keeps its account's token.
+    secret(world, "kept", "x").await?;
+    let mut keeper = volume(world, "keeper", "warm", &["kept"], "24h");
+    keeper.publish(SOON).await?;
+    let bare = Bare::new(world).await?;
+    for round in 0..WARM_UP + rounds {
+        let name = format!("s-{kind:?}-{round}").to_lowercase();
+        secret(world, &name, "correct horse battery staple").await?;
+        let account = if kind == Kind::Cold { format!("cold-{round}") } else { "warm".to_owned() };
+        let mut volume = volume(world, &name, &account, &[&name], "24h");
+        let floor = bare.measure(kind, &name).await?;
+        let (entries, identity) = (world.vault.audit()?.len(), identity_time(&world.node).await?);
+        let began = Instant::now();
+        volume.publish_once().await.context("publish")?;
+        let whole = began.elapsed();
+        let identity = identity_time(&world.node).await?.saturating_sub(identity);
+        let vault = world.vault.answered_since(entries)?;
+        volume.unpublish(SOON).await?;
+        if round >= WARM_UP {
+            series.whole.push(whole);
+            series.identity.push(identity);
+            series.vault.push(vault);
+            series.beyond.push(whole.saturating_sub(identity).saturating_sub(vault));
+            series.bare.push(floor);
+        }
+    }
+    keeper.unpublish(SOON).await?;
+    Ok(series)
+}
+
+/// A client that does the same and nothing else.
+struct Bare {
+    api: Api,
+    token: Api,
+    jwt: String,
+}
+
+impl Bare {
+    /// With a JWT-SVID that a pod got for it.
+    async fn new(world: &World) -> Result<Self> {
+        let pod = Pod::new("payments", "bare", "bare");
+        let mut volume = world.node.published(&pod, Volume::new().jwt("jwt", "vault")).await?;
+        let jwt = read_file(&volume.target(), "jwt")?;
+        volume.unpublish(SOON).await?;
+        let api = world.vault.anonymous().clone();
+        let token = login(&api, &jwt).await?;
+        Ok(Self { token: api.with_token(&token), api, jwt })
+    }
+
+    async fn measure(&self, kind: Kind, secret: &str) -> Result<Duration> {
+        let path = format!("kv/data/{secret}");
+        let began = Instant::now();
+        let answer = match kind {
+            Kind::Cold => self.api.with_token(&login(&self.api, &self.jwt).await?).read(&path).await?,
+            Kind::Warm => self.token.read(&path).await?,
+        };
+        let took = began.elapsed();
+        ensure!(answer.pointer("/data/data/password").is_some(), "the secret");
+        Ok(took)
+    }
+}
+
+async fn login(api: &Api, jwt: &str) -> Result<String> {
+    let answer = api.write("auth/jwt/login", &json!({"role": "bench", "jwt": jwt})).await?;
+    let token = answer.pointer("/auth/client_token").and_then(serde_json::Value::as_str);
+    token.map(str::to_owned).context("a token")
+}

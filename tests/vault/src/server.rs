@@ -1,0 +1,252 @@
+//! A real Vault on loopback: TLS of a small authority, raft storage, a file of audit entries.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use http::Method;
+use serde_json::{Value, json};
+
+use countersign_tests::node::{START, eventually, free_address};
+use countersign_tests::processes::{Process, privileged};
+use countersign_tests::scratch::{Scratch, replace_file};
+
+use crate::api::Api;
+use crate::audit;
+use crate::authority::Authority;
+
+/// The binary, where it is not on PATH.
+const BINARY: &str = "VAULT_BIN";
+
+/// A server and what opens it.
+#[derive(Debug)]
+pub struct Vault {
+    process: Option<Process>,
+    binary: PathBuf,
+    address: SocketAddr,
+    authority: Authority,
+    anonymous: Api,
+    unseal_key: String,
+    root_token: String,
+    scratch: Scratch,
+}
+
+impl Vault {
+    /// Starts one with nothing in it, opens it, and turns its audit file on.
+    pub async fn start() -> Result<Self> {
+        Self::start_with(find()?).await
+    }
+
+    /// The same with this binary.
+    pub async fn start_with(binary: PathBuf) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let address = free_address()?;
+        let authority = Authority::new("vault test authority")?;
+        authority.write(&scratch.path().join("ca.crt"))?;
+        let (certificate, key) = authority.certificate_at(address)?.write(scratch.path(), "vault")?;
+        let config = json!({
+            "storage": {"raft": {
+                "path": scratch.directory("raft", 0o700)?, "node_id": "one", "performance_multiplier": 1,
+            }},
+            "listener": {"tcp": {
+                "address": address.to_string(), "tls_cert_file": certificate, "tls_key_file": key,
+            }},
+            "api_addr": format!("https://{address}"),
+            "cluster_addr": format!("https://{}", free_address()?),
+            "disable_mlock": true,
+            "log_level": "warn",
+            // A lease of an hour says more when it is renewed than one of a month.
+            "default_lease_ttl": "1h",
+            "max_lease_ttl": "24h",
+        });
+        replace_file(&scratch.path().join("vault.json"), config.to_string().as_bytes(), 0o600)?;
+        let anonymous = Api::new(address, &authority)?;
+        let (unseal_key, root_token) = (String::new(), String::new());
+        let mut vault =
+            Self { process: None, binary, address, authority, anonymous, unseal_key, root_token, scratch };
+        vault.run().await?;
+        let keys = json!({"secret_shares": 1, "secret_threshold": 1});
+        let keys = vault.anonymous.write("sys/init", &keys).await.context("initialising")?;
+        let text = |at: &str| keys.pointer(at).and_then(Value::as_str).map(str::to_owned).context("a key");
+        (vault.unseal_key, vault.root_token) = (text("/keys_base64/0")?, text("/root_token")?);
+        vault.unseal().await?;
+        let file = json!({"type": "file", "options": {"file_path": vault.audit_file()}});
+        vault.root().write("sys/audit/file", &file).await.context("the audit file")?;
+        Ok(vault)
+    }
+
+    /// Starts the process and waits until it answers, sealed.
+    async fn run(&mut self) -> Result<()> {
+        let mut command = privileged(&self.binary);
+        // What the environment says of other servers, proxies and authorities is not meant for this one.
+        command.env_clear();
+        command.arg("server").arg("-config").arg(self.scratch.path().join("vault.json"));
+        let mut process = Process::start("vault", command, &self.log())?;
+        let anonymous = self.anonymous.clone();
+        let answers = async || anonymous.send(Method::GET, "sys/seal-status", Bytes::new()).await.is_ok();
+        process.wait_until(START, "answering", answers).await?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Opens it, and waits until it is the active node.
+    pub async fn unseal(&mut self) -> Result<()> {
+        self.anonymous.write("sys/unseal", &json!({"key": self.unseal_key})).await?;
+        let anonymous = self.anonymous.clone();
+        let active = async || {
+            let health = anonymous.send(Method::GET, "sys/health", Bytes::new()).await;
+            health.is_ok_and(|answer| answer.status == 200)
+        };
+        eventually(START, "Vault is active", active).await.with_context(|| self.said())
+    }
+
+    /// Closes it: it runs and knows nothing.
+    pub async fn seal(&self) -> Result<()> {
+        self.root().write("sys/seal", &Value::Null).await.map(drop)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.take().context("Vault does not run")?.kill()
+    }
+
+    /// Starts it again where it was killed, and opens it.
+    pub async fn resume(&mut self) -> Result<()> {
+        self.run().await?;
+        self.unseal().await
+    }
+
+    /// SIGSTOP: it takes connections and says nothing.
+    pub fn pause(&self) -> Result<()> {
+        self.process()?.pause()
+    }
+
+    /// SIGCONT.
+    pub fn go_on(&self) -> Result<()> {
+        self.process()?.resume()
+    }
+
+    /// The process.
+    pub fn process(&self) -> Result<&Process> {
+        self.process.as_ref().context("Vault does not run")
+    }
+
+    /// All of its storage.
+    pub async fn snapshot(&self) -> Result<Bytes> {
+        let answer = self.root().send(Method::GET, "sys/storage/raft/snapshot", Bytes::new()).await?;
+        ensure!(answer.status == 200, "snapshot: {}: {}", answer.status, answer.body);
+        Ok(answer.bytes)
+    }
+
+    /// Puts it back to a snapshot, and waits until it is active again.
+    pub async fn restore(&mut self, snapshot: Bytes) -> Result<()> {
+        let answer = self.root().send(Method::POST, "sys/storage/raft/snapshot-force", snapshot).await?;
+        ensure!((200..300).contains(&answer.status), "restore: {}: {}", answer.status, answer.body);
+        // It closes and opens itself; who asks too early is told that it is sealed, or nothing at all.
+        let root = self.root();
+        let active = async || root.read("sys/mounts").await.is_ok();
+        eventually(START, "Vault has been restored", active).await.with_context(|| self.said())
+    }
+
+    /// The API with the root token.
+    pub fn root(&self) -> Api {
+        self.anonymous.with_token(&self.root_token)
+    }
+
+    /// The API without a token.
+    pub fn anonymous(&self) -> &Api {
+        &self.anonymous
+    }
+
+    /// The root token.
+    pub fn root_token(&self) -> &str {
+        &self.root_token
+    }
+
+    /// `host:port`.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
+    /// Who signed its certificate.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// The file with its authority's certificate.
+    pub fn ca(&self) -> PathBuf {
+        self.scratch.path().join("ca.crt")
+    }
+
+    /// A directory in which the binary is named `vault`, whatever it is elsewhere.
+    pub fn on_path(&self) -> Result<PathBuf> {
+        let (directory, binary) = (self.scratch.directory("bin", 0o755)?, self.binary.canonicalize()?);
+        let link = directory.join("vault");
+        if !link.exists() {
+            std::os::unix::fs::symlink(binary, link)?;
+        }
+        Ok(directory)
+    }
+
+    /// The binary.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// A directory of its own, for what goes with it.
+    pub fn directory(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    fn log(&self) -> PathBuf {
+        self.scratch.path().join("vault.log")
+    }
+
+    fn audit_file(&self) -> PathBuf {
+        self.scratch.path().join("audit.json")
+    }
+
+    /// Every entry of the audit file.
+    pub fn audit(&self) -> Result<Vec<audit::Entry>> {
+        audit::read(&self.audit_file())
+    }
+
+    /// How long Vault took, by its own audit file, for what it answered after so many entries.
+    pub fn answered_since(&self, entries: usize) -> Result<Duration> {
+        audit::answered(self.audit()?.get(entries..).unwrap_or_default())
+    }
+
+    /// All bytes of its audit file.
+    pub fn audit_text(&self) -> Result<String> {
+        fs::read_to_string(self.audit_file()).context("the audit file")
+    }
+
+    /// The end of its log.
+    pub fn said(&self) -> String {
+        format!("--- vault\n{}", countersign_tests::processes::tail(&self.log(), 15))
+    }
+}
+
+/// The binary that the environment names, or the one on PATH.
+pub fn find() -> Result<PathBuf> {
+    if let Some(binary) = std::env::var_os(BINARY) {
+        return Ok(binary.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    for name in ["vault", "bao"] {
+        if let Some(found) =
+            std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
+        {
+            return Ok(found);
+        }
+    }
+    bail!("no vault and no bao on PATH, and {BINARY} names none: `tests/tools/build.sh vault` builds one")
+}

@@ -1,0 +1,140 @@
+//! Logging in, and why it fails.
+
+use anyhow::{Context, Result, ensure};
+use countersign_tests::harness::{Case, Needs, case};
+use countersign_tests::node::{SOON, eventually};
+use countersign_tests::pods::Pod;
+use countersign_vault_tests::world::{Plan, in_world};
+use serde_json::{Map, Value, json};
+use tonic::Code;
+
+use crate::asking::{one, pod, refusal, refusal_of, says, value};
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("logins::another_account_has_another_role", Needs::Root, another_account_has_another_role),
+        case("logins::what_vault_refuses_is_explained", Needs::Root, what_vault_refuses_is_explained),
+        case("logins::keys_that_vault_does_not_know", Needs::Root, keys_that_vault_does_not_know),
+        case("logins::a_wrong_audience", Needs::Root, a_wrong_audience),
+        case("logins::a_certificate_without_a_common_name", Needs::Root, a_certificate_without_a_common_name),
+        case("logins::one_login_for_many_reads", Needs::Root, one_login_for_many_reads),
+        case("logins::the_operators_lock_comes_first", Needs::Root, the_operators_lock_comes_first),
+    ]
+}
+
+const PASSWORD: &str = "vault:kv/data/payments#password";
+
+fn with_login(login: Value) -> Plan {
+    Plan { store: Map::from_iter([("login".to_owned(), login)]), ..Plan::default() }
+}
+
+/// The role is the identity's, not the pod's to choose: another account of the namespace gets nothing.
+async fn another_account_has_another_role() -> Result<()> {
+    in_world(Plan::default(), async |world| {
+        let other = Pod::new("payments", "reports-1", "reports");
+        let status = refusal_of(&world.node, &other, one(PASSWORD)).await?;
+        says(&status, Code::PermissionDenied, &["payments_reports", "auth/jwt/role"])?;
+        // Even under the name of a role that is there, the subject is another.
+        let role = world.vault.root().read("auth/jwt/role/payments_api").await?;
+        world.vault.root().write("auth/jwt/role/payments_reports", &role["data"]).await?;
+        // A login that failed is not tried again at once.
+        let refused = async || {
+            let status = refusal_of(&world.node, &other, one(PASSWORD)).await;
+            status.and_then(|status| says(&status, Code::PermissionDenied, &["bound_subject"])).is_ok()
+        };
+        eventually(SOON, "the role is there, and refuses the subject", refused).await
+    })
+    .await
+}
+
+async fn what_vault_refuses_is_explained() -> Result<()> {
+    in_world(with_login(json!({"role": "nobody-made-this"})), async |world| {
+        let status = refusal(&world.node, PASSWORD).await?;
+        says(&status, Code::PermissionDenied, &["nobody-made-this", "login.role", "auth/jwt"])?;
+        // It is there now: the pod that waits starts.
+        let role = world.vault.root().read("auth/jwt/role/payments_api").await?;
+        world.vault.root().write("auth/jwt/role/nobody-made-this", &role["data"]).await?;
+        ensure!(value(&world.node, PASSWORD).await? == "first-password", "it starts by itself");
+        Ok(())
+    })
+    .await
+}
+
+/// The keys were copied once, and have been rotated since.
+async fn keys_that_vault_does_not_know() -> Result<()> {
+    in_world(Plan::default(), async |world| {
+        let stale = std::process::Command::new("openssl")
+            .args(["ecparam", "-name", "prime256v1", "-genkey", "-noout"])
+            .output()?;
+        let mut public = std::process::Command::new("openssl")
+            .args(["ec", "-pubout"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()?;
+        std::io::Write::write_all(&mut public.stdin.take().context("stdin")?, &stale.stdout)?;
+        let public = String::from_utf8(public.wait_with_output()?.stdout)?;
+        let stale = json!({"jwks_url": "", "jwks_ca_pem": "", "jwt_validation_pubkeys": [public]});
+        world.vault.root().write("auth/jwt/config", &stale).await?;
+        let status = refusal(&world.node, PASSWORD).await?;
+        says(&status, Code::PermissionDenied, &["signature", "jwks_url"])
+    })
+    .await
+}
+
+async fn a_wrong_audience() -> Result<()> {
+    in_world(with_login(json!({"role": "{ns}_{sa}", "audience": "wault"})), async |world| {
+        let status = refusal(&world.node, PASSWORD).await?;
+        says(&status, Code::PermissionDenied, &["wault", "audience", "bound_audiences"])
+    })
+    .await
+}
+
+/// SVIDs of ours have no common name, and Vault's `auth/cert` takes nothing else for an alias.
+async fn a_certificate_without_a_common_name() -> Result<()> {
+    in_world(with_login(json!({"method": "cert", "role": "{ns}_{sa}"})), async |world| {
+        let root = world.vault.root();
+        root.write("sys/auth/cert", &json!({"type": "cert"})).await?;
+        let bundle = std::fs::read_to_string(&world.node.layout.bundle)?;
+        let role = json!({
+            "certificate": bundle, "token_policies": ["payments-api"],
+            "allowed_uri_sans": ["spiffe://example.org/ns/payments/sa/api"],
+        });
+        root.write("auth/cert/certs/payments_api", &role).await?;
+        let status = refusal(&world.node, PASSWORD).await?;
+        says(&status, Code::PermissionDenied, &["common name", "jwt"])
+    })
+    .await
+}
+
+/// Several references, one identity, one token.
+async fn one_login_for_many_reads() -> Result<()> {
+    in_world(Plan::default(), async |world| {
+        world.vault.root().write("kv/data/payments", &json!({"data": {"password": "a", "b": "b"}})).await?;
+        let asked =
+            one(PASSWORD).secret("b", "vault:kv/data/payments#b").secret("c", "vault:kv/data/payments");
+        let mut first = world.node.published(&pod("api-1"), asked.clone()).await?;
+        let mut second = world.node.published(&pod("api-2"), asked).await?;
+        let audit = world.vault.audit()?;
+        let logins = audit.iter().filter(|entry| entry.is_login()).count();
+        let reads = audit.iter().filter(|entry| entry.reads("kv/data/payments")).count();
+        ensure!((logins, reads) == (1, 1), "{logins} logins and {reads} reads");
+        first.unpublish(SOON).await?;
+        second.unpublish(SOON).await
+    })
+    .await
+}
+
+/// `allow` refuses before Vault is asked.
+async fn the_operators_lock_comes_first() -> Result<()> {
+    let allow = json!([{"id": "spiffe://example.org/ns/*/sa/*", "paths": ["kv/data/{ns}/**"]}]);
+    let plan = Plan { store: Map::from_iter([("allow".to_owned(), allow)]), ..Plan::default() };
+    in_world(plan, async |world| {
+        let before = world.vault.audit()?.len();
+        let status = refusal(&world.node, PASSWORD).await?;
+        says(&status, Code::PermissionDenied, &["kv/data/payments", "allow"])?;
+        ensure!(world.vault.audit()?.len() == before, "Vault was not asked");
+        Ok(())
+    })
+    .await
+}

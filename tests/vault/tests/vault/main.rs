@@ -1,0 +1,38 @@
+//! Everything a pod and an operator are promised of the store `vault`: against a real Vault, and against a server
+//! that lies where a real one cannot be made to.
+
+#![expect(clippy::indexing_slicing, reason = "what is missing fails the test")]
+
+mod asking;
+mod audit;
+mod demo;
+mod engines;
+mod example;
+mod leases;
+mod lies;
+mod logins;
+mod many;
+mod outage;
+mod refusals;
+mod secrecy;
+mod tokens;
+mod wire;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut cases = example::cases();
+    cases.extend(logins::cases());
+    cases.extend(refusals::cases());
+    cases.extend(engines::cases());
+    cases.extend(leases::cases());
+    cases.extend(tokens::cases());
+    cases.extend(outage::cases());
+    cases.extend(many::cases());
+    cases.extend(audit::cases());
+    cases.extend(secrecy::cases());
+    cases.extend(lies::cases());
+    cases.extend(wire::cases());
+    cases.extend(demo::cases());
+    countersign_tests::harness::main(cases)
+}
