@@ -104,8 +104,12 @@ fn explain(out: &mut String, pod: &Pod, domain: &TrustDomain, stores: &Stores) -
     writeln!(out, "{} {}/{}: {id}", pod.kind, pod.namespace, pod.name)?;
     let mut wrong = 0;
     let mut wanted: BTreeMap<String, Vec<Reference>> = BTreeMap::new();
-    for Asked { volume, attributes } in &pod.asked {
+    for Asked { volume, attributes, writable } in &pod.asked {
         writeln!(out, "\n  {volume}")?;
+        if *writable {
+            wrong += 1;
+            writeln!(out, "    WRONG: csi.readOnly must be true")?;
+        }
         let request = match Request::parse(attributes.clone(), &stores.names) {
             Ok(request) => request,
             Err(error) => {
@@ -132,7 +136,7 @@ fn explain(out: &mut String, pod: &Pod, domain: &TrustDomain, stores: &Stores) -
                 Content::Bundle { trust_domain, .. } => format!("the trust bundle of {trust_domain}"),
                 Content::Jwt { audience } => format!("a JWT-SVID for {audience}"),
             };
-            writeln!(out, "    {:<24} {what}", file.path)?;
+            writeln!(out, "    {:<24} {what}", file.path.as_str())?;
             let references: Vec<&Reference> = match &file.content {
                 Content::Secret(reference) => vec![reference],
                 Content::Template(template) => template.calls.values().collect(),

@@ -42,7 +42,7 @@ pub trait Mint: Sync {
 /// Identities and secrets, wherever they come from.
 ///
 /// Every call may be dropped before it ends (a volume that goes does not wait), and none retries: when to come
-/// again is decided by the caller.
+/// again is decided by the caller. No method has a default: whoever decorates sources must hand every call on.
 pub trait Sources: Send + Sync + 'static {
     /// A new X.509-SVID with a new key for `workload`, vouched for by a token or, in its absence, by `current`.
     fn x509(
@@ -82,17 +82,11 @@ pub trait Sources: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Answer, Error>> + Send;
 
     /// Keeps what it knows of the sources up to date until `shutdown`.
-    fn run(&self, shutdown: &CancellationToken) -> impl Future<Output = ()> + Send {
-        shutdown.cancelled()
-    }
+    fn run(&self, shutdown: &CancellationToken) -> impl Future<Output = ()> + Send;
 
     /// Whether the source of identities was reached when that was last tried; else why not.
-    fn reached(&self) -> Result<(), String> {
-        Ok(())
-    }
+    fn reached(&self) -> Result<(), String>;
 
     /// The roots of the trust domain as they change; nothing where only a new SVID brings them.
-    fn roots(&self) -> Option<watch::Receiver<Roots>> {
-        None
-    }
+    fn roots(&self) -> Option<watch::Receiver<Roots>>;
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::identity::{Identity, JwtSvid, Push, Roots, Token, Workload, X509Svid};
@@ -200,5 +201,13 @@ impl Sources for FakeSources {
         let document = Arc::new(Node::Text(Secret::from(value.clone())));
         let fresh = self.fresh.lock().unwrap().unwrap_or(Fresh::AsAsked);
         Ok(Answer::Secret(Fetched { document, version: value, fresh, request_id: None }))
+    }
+
+    async fn run(&self, shutdown: &CancellationToken) {
+        shutdown.cancelled().await;
+    }
+
+    fn reached(&self) -> Result<(), String> {
+        Ok(())
     }
 }

@@ -56,7 +56,9 @@ pub mod broker {
             uid: uid.to_owned(),
         };
         let value = prost::Message::encode_to_vec(&pod);
-        WorkloadReference { reference: Some(prost_types::Any { type_url: KUBERNETES_OBJECT.to_owned(), value }) }
+        WorkloadReference {
+            reference: Some(prost_types::Any { type_url: KUBERNETES_OBJECT.to_owned(), value }),
+        }
     }
 
     /// The object in a reference; none if it is of another type or can't be read.

@@ -26,6 +26,8 @@ pub(super) struct Asked {
     /// Which, in words.
     pub(super) volume: String,
     pub(super) attributes: BTreeMap<String, String>,
+    /// It is not asked for read-only, and would be refused.
+    pub(super) writable: bool,
 }
 
 /// All of a text with one document or many.
@@ -79,8 +81,11 @@ fn injected(template: &Value) -> Option<Asked> {
         .filter(|(key, _)| ours(key))
         .map(|(key, value)| (key.clone(), text(value)))
         .collect();
-    (attributes.get("countersign.dev/inject").map(String::as_str) == Some("true"))
-        .then(|| Asked { volume: "volume by annotations".to_owned(), attributes })
+    (attributes.get("countersign.dev/inject").map(String::as_str) == Some("true")).then(|| Asked {
+        volume: "volume by annotations".to_owned(),
+        attributes,
+        writable: false,
+    })
 }
 
 fn volumes(spec: &Value) -> Vec<Asked> {
@@ -89,10 +94,9 @@ fn volumes(spec: &Value) -> Vec<Asked> {
     ours.map(|volume| {
         let attributes = volume.pointer("/csi/volumeAttributes").and_then(Value::as_object);
         let name = volume.get("name").map(text).unwrap_or_default();
-        let read_only = volume.pointer("/csi/readOnly") == Some(&Value::Bool(true));
-        let note = if read_only { "" } else { " (WRONG: csi.readOnly must be true)" };
         Asked {
-            volume: format!("volume {name}{note}"),
+            volume: format!("volume {name}"),
+            writable: volume.pointer("/csi/readOnly") != Some(&Value::Bool(true)),
             attributes: attributes
                 .into_iter()
                 .flatten()

@@ -92,6 +92,9 @@ fn what_cannot_work_is_counted() {
     let (out, wrong) = explained(&MANIFEST.replace("secret.countersign.dev/a", "secrets.countersign.dev/a"));
     assert!(out.contains("WRONG: secrets.countersign.dev/a"), "{out}");
     assert_eq!(wrong, 1);
+    let (out, wrong) = explained(&MANIFEST.replace("readOnly: true", "readOnly: false"));
+    assert!(out.contains("readOnly must be true"), "{out}");
+    assert_eq!(wrong, 1);
     let (out, wrong) = explained(&MANIFEST.replace("vault.namespace=b", "vault.namspace=b"));
     assert!(out.contains("did you mean vault.namespace?"), "{out}");
     assert_eq!(wrong, 1);

@@ -36,14 +36,17 @@ struct Row {
     beside: String,
 }
 
-/// All of them.
-struct Table(Vec<Row>);
+/// All of them, and how busy others kept the machine before.
+struct Table {
+    load: String,
+    rows: Vec<Row>,
+}
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n", Machine::this())?;
+        writeln!(f, "{}; load before: {}\n", Machine::this(), self.load)?;
         writeln!(f, "| figure | measured | target | the same with an emptyDir |\n|---|---|---|---|")?;
-        for Row { what, measured, target, beside } in &self.0 {
+        for Row { what, measured, target, beside } in &self.rows {
             writeln!(f, "| {what} | {measured} | {target} | {beside} |")?;
         }
         Ok(())
@@ -87,13 +90,15 @@ impl With {
 
 /// Measures everything, and prints it.
 pub async fn run(cluster: Cluster, directory: &Path) -> Result<()> {
-    let mut table = Table(Vec::new());
+    let load = fs::read_to_string("/proc/loadavg")?;
+    let load = load.split(' ').next().unwrap_or_default().to_owned();
+    let mut table = Table { load, rows: Vec::new() };
     let began = Instant::now();
     let world = World::new(Some(cluster), directory, "info").await?;
     let installed = began.elapsed();
     let space = world.space("many").await?;
     one(&space, &world, "first", With::Us).await?;
-    table.0.push(Row {
+    table.rows.push(Row {
         what: "helm install and the first pod that asks, ready",
         measured: seconds(began.elapsed()),
         target: "-",
@@ -122,13 +127,13 @@ async fn quiet(world: &World, space: &Space, table: &mut Table) -> Result<()> {
     }
     ensure!(calls.len() > QUIET / 3, "kubelet made {} single calls in {QUIET} pods", calls.len());
     let calls: Vec<Duration> = calls.into_iter().map(Duration::from_secs_f64).collect();
-    table.0.push(Row {
+    table.rows.push(Row {
         what: "NodePublishVolume as kubelet sees it, quiet node, p50 / p99",
         measured: format!("{} / {}", millis(quantile(&calls, 50)), millis(quantile(&calls, 99))),
         target: "8 ms / 25 ms",
         beside: format!("{} calls", calls.len()),
     });
-    table.0.push(Row {
+    table.rows.push(Row {
         what: "a pod from its creation to ready, p50 / p99",
         measured: format!("{} / {}", millis(quantile(&with, 50)), millis(quantile(&with, 99))),
         target: "-",
@@ -180,13 +185,13 @@ async fn storm(world: &World, space: &Space, table: &mut Table) -> Result<()> {
         (pods / best.as_secs_f64(), best)
     };
     let ((fast, us), (bare, them)) = (rate(&with), rate(&without));
-    table.0.push(Row {
+    table.rows.push(Row {
         what: "100 pods at once: pods/s, best of three",
         measured: format!("{fast:.1}/s ({}; {:+.1} %)", seconds(us), (fast / bare - 1.0) * 100.0),
         target: "within 3 %",
         beside: format!("{bare:.1}/s ({})", seconds(them)),
     });
-    table.0.push(Row {
+    table.rows.push(Row {
         what: "NodePublishVolume in it: kubelet's mean, and the bound of its histogram that 99 % stay below",
         measured: means
             .iter()
@@ -197,7 +202,7 @@ async fn storm(world: &World, space: &Space, table: &mut Table) -> Result<()> {
         target: "an order of magnitude below 2 s and 15 s",
         beside: "-".to_owned(),
     });
-    table.0.push(Row {
+    table.rows.push(Row {
         what: "requests of ours to the API server for 100 pods of one identity",
         measured: requests.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         target: "one review per identity",
@@ -247,7 +252,7 @@ async fn rest(audit: &Path, table: &mut Table) -> Result<()> {
         let first = pids.first().with_context(|| format!("no {part} runs"))?;
         let memory = Status::of(first.cast_unsigned())?.resident_kib;
         let cores = used.as_secs_f64() / REST.as_secs_f64() * 1000.0;
-        table.0.push(Row {
+        table.rows.push(Row {
             what: match *part {
                 "driver" => "driver with 100 pods: RSS, CPU at rest",
                 "agent" => "agent with 100 pods: RSS, CPU at rest",
@@ -258,7 +263,7 @@ async fn rest(audit: &Path, table: &mut Table) -> Result<()> {
             beside: "-".to_owned(),
         });
     }
-    table.0.push(Row {
+    table.rows.push(Row {
         what: "requests of ours to the API server at rest, per hour",
         measured: (asked as u64 * 3600 / REST.as_secs()).to_string(),
         target: "-",

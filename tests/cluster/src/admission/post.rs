@@ -1,5 +1,7 @@
 //! Requests to the API server, with all that it answers: warnings are headers, which typed clients drop.
 
+#![expect(clippy::indexing_slicing, reason = "a JSON value answers null for what is not there")]
+
 use anyhow::{Context, Result, bail};
 use http::header::{CONTENT_TYPE, WARNING};
 use http::{Method, Request};
@@ -62,8 +64,8 @@ pub async fn try_create(client: &Client, path: &str, object: &Value) -> Result<A
 }
 
 /// Changes an object by a JSON patch.
-pub async fn patch(client: &Client, path: &str, patch: &Value) -> Result<Answer> {
-    send(client, Method::PATCH, path, "application/json-patch+json", patch).await
+pub async fn patch(client: &Client, path: &str, operations: &Value) -> Result<Answer> {
+    send(client, Method::PATCH, path, "application/json-patch+json", operations).await
 }
 
 /// Removes an object.

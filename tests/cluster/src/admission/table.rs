@@ -1,5 +1,7 @@
 //! The tables in `tests/cluster/admission`.
 
+#![expect(clippy::indexing_slicing, reason = "a JSON value answers null for what is not there")]
+
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};

@@ -1,6 +1,8 @@
 //! Admission on a real API server, without nodes: what pods are given and what is refused, first by the policy and
 //! then by the webhook, which must come to the same.
 
+#![expect(clippy::indexing_slicing, reason = "a JSON value answers null for what is not there")]
+
 mod nodes;
 mod server;
 mod workloads;

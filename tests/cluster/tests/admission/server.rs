@@ -106,14 +106,12 @@ impl Server {
             let refusal = self.pod(&json!({}), &writable).await?.refusal()?;
             ensure!(refusal.contains("countersign-requests"), "{refusal}");
             let answer = self.asking().await?;
-            match mode {
-                "policy" => answer.object().map(drop),
-                _ => {
-                    let refusal = answer.refusal()?;
-                    ensure!(refusal.contains("inject.countersign.dev"), "{refusal}");
-                    Ok(())
-                }
+            if mode == "policy" {
+                return answer.object().map(drop);
             }
+            let refusal = answer.refusal()?;
+            ensure!(refusal.contains("inject.countersign.dev"), "{refusal}");
+            Ok(())
         })
         .await
     }

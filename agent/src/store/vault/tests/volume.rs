@@ -4,10 +4,11 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
 
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 use super::*;
 use crate::cache::Cache;
-use crate::identity::{Token, Workload};
+use crate::identity::{Roots, Token, Workload};
 use crate::keeper::{Handle, Keeper};
 use crate::request::Request;
 use crate::sources::Sources;
@@ -43,6 +44,18 @@ impl Sources for Real {
 
     async fn fetch(&self, ask: Ask<'_>, held: &mut Option<Held>) -> Result<Answer, Error> {
         self.store.fetch(&self.mint, ask, held).await
+    }
+
+    async fn run(&self, shutdown: &CancellationToken) {
+        self.store.run(shutdown.clone()).await;
+    }
+
+    fn reached(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        None
     }
 }
 
