@@ -83,6 +83,12 @@ pub enum Error {
         /// Cause and remedy.
         problem: String,
     },
+    /// The identity source has taken back an identity that it gave: nothing is asked in its name any more.
+    #[error("identity: {problem}")]
+    IdentityWithdrawn {
+        /// Cause and remedy.
+        problem: String,
+    },
     /// The identity source does not answer.
     #[error("identity: {problem}")]
     IdentityUnavailable {
@@ -141,9 +147,10 @@ impl Error {
         match self {
             Self::Request { .. } | Self::Template { .. } => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
-            Self::Denied { .. } | Self::LoginRefused { .. } | Self::IdentityRefused { .. } => {
-                Code::PermissionDenied
-            }
+            Self::Denied { .. }
+            | Self::LoginRefused { .. }
+            | Self::IdentityRefused { .. }
+            | Self::IdentityWithdrawn { .. } => Code::PermissionDenied,
             Self::Unusable { .. } | Self::TooLarge { .. } => Code::FailedPrecondition,
             Self::Unauthenticated { .. } => Code::Unauthenticated,
             Self::StoreUnavailable { .. }
@@ -186,6 +193,7 @@ impl Error {
             Self::StoreUnavailable { .. } => "store_unavailable",
             Self::Unauthenticated { .. } => "unauthenticated",
             Self::IdentityRefused { .. } => "identity_refused",
+            Self::IdentityWithdrawn { .. } => "identity_withdrawn",
             Self::IdentityUnavailable { .. } => "identity_unavailable",
             Self::TooLarge { .. } => "too_large",
             Self::Directory { .. } => "directory",
