@@ -63,15 +63,10 @@ pub trait Sources: Send + Sync + 'static {
 
     /// Begins to follow a pod's identity, where its source reports changes by itself. To be held for as long as the
     /// pod has a volume.
-    fn subscribe(&self, workload: &Workload) -> Subscription {
-        let _ = workload;
-        Subscription::default()
-    }
+    fn subscribe(&self, workload: &Workload) -> Subscription;
 
     /// The next change of the identity of a pod that is followed. Only one caller at a time is served.
-    fn changed(&self) -> impl Future<Output = Push> + Send {
-        std::future::pending()
-    }
+    fn changed(&self) -> impl Future<Output = Push> + Send;
 
     /// A secret, read as the caller. `held` is what the store left there at the last question for the same: it may
     /// replace it whatever the answer is.

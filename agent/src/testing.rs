@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-use crate::identity::{Identity, JwtSvid, Push, Roots, Token, Workload, X509Svid};
+use crate::identity::{Identity, JwtSvid, Push, Roots, Subscription, Token, Workload, X509Svid};
 use crate::secret::{Node, Secret};
 use crate::sources::{Ask, Caller, Sources};
 use crate::spiffe::SpiffeId;
@@ -159,6 +159,10 @@ impl Sources for FakeSources {
         let (now, life) = (self.wall(), Duration::from_secs(300));
         let token = Secret::from(format!("jwt {serial} for {audience}"));
         Ok(JwtSvid { token, expires: now + life, renew_at: now + life / 2 })
+    }
+
+    fn subscribe(&self, _: &Workload) -> Subscription {
+        Subscription::default()
     }
 
     async fn changed(&self) -> Push {
