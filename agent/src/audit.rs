@@ -5,7 +5,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-use crate::identity::{Identity, JwtSvid, Roots, Token, Workload};
+use crate::identity::{Identity, JwtSvid, Push, Roots, Subscription, Token, Workload};
 use crate::log::AUDIT;
 use crate::secret::Node;
 use crate::sources::{Ask, Sources};
@@ -47,6 +47,14 @@ impl<S: Sources> Sources for Audited<S> {
             Err(error) => line(&ask, error.label(), None),
         }
         result
+    }
+
+    fn subscribe(&self, workload: &Workload) -> Subscription {
+        self.0.subscribe(workload)
+    }
+
+    async fn changed(&self) -> Push {
+        self.0.changed().await
     }
 
     async fn run(&self, shutdown: &CancellationToken) {

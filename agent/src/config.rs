@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Deserialize;
 
+use crate::identity::choice::SourceArgs;
 use crate::kubernetes::ApiArgs;
 use crate::kubernetes::duties::ClusterArgs;
 use crate::log::LogArgs;
@@ -25,28 +26,15 @@ pub struct RunArgs {
     /// Trust domain of every SPIFFE ID handed out here, such as example.org
     #[arg(long, env = "COUNTERSIGN_TRUST_DOMAIN")]
     pub trust_domain: TrustDomain,
-    /// Address of the issuer's TLS port, as host:port; all addresses behind the host are replicas, and so are several
-    /// with commas between them
-    #[arg(long, env = "COUNTERSIGN_ISSUER_ADDRESS")]
-    pub issuer_address: String,
-    /// PEM file with the roots the issuer is known by; read again when it changes
-    #[arg(long, env = "COUNTERSIGN_ISSUER_BUNDLE", required_unless_present = "bundle_configmap")]
-    pub issuer_bundle: Option<PathBuf>,
-    /// `ConfigMap` (namespace/name) in which the issuer's replicas publish the roots they are known by; watched
-    #[arg(long, env = "COUNTERSIGN_BUNDLE_CONFIGMAP", conflicts_with = "issuer_bundle")]
-    pub bundle_configmap: Option<String>,
+    /// Where identities come from
+    #[command(flatten)]
+    pub identity: SourceArgs,
     /// The API server; nothing is asked of it unless another flag needs it
     #[command(flatten)]
     pub api: ApiArgs,
     /// What the agent does in its cluster beside filling volumes
     #[command(flatten)]
     pub cluster: ClusterArgs,
-    /// File with the agent's own pod-bound service account token; read again when it changes
-    #[arg(long, env = "COUNTERSIGN_AGENT_TOKEN")]
-    pub agent_token: PathBuf,
-    /// Audience of the pods' tokens: the one the `CSIDriver` object requests
-    #[arg(long, env = "COUNTERSIGN_AUDIENCE", default_value = "countersign")]
-    pub audience: String,
     /// Uid the driver runs as: no other peer is served
     #[arg(long, env = "COUNTERSIGN_DRIVER_UID", default_value_t = 0)]
     pub driver_uid: u32,

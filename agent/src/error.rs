@@ -44,6 +44,15 @@ pub enum Error {
         /// Who was refused, by what, and what would allow it.
         problem: String,
     },
+    /// The store does not let this identity in at all. That may be the store's own trouble, such as keys it has not fetched
+    /// anew, so it says nothing about the secret.
+    #[error("{reference}: {problem}")]
+    LoginRefused {
+        /// The reference as the pod wrote it, without options.
+        reference: String,
+        /// Who was refused, why, and what would help.
+        problem: String,
+    },
     /// The store holds something that cannot be used: a wrong MAC, a missing key, a broken file.
     #[error("store {store}: {problem}")]
     Unusable {
@@ -71,6 +80,12 @@ pub enum Error {
     /// The identity source refuses this pod.
     #[error("identity: {problem}")]
     IdentityRefused {
+        /// Cause and remedy.
+        problem: String,
+    },
+    /// The identity source has taken back an identity that it gave: nothing is asked in its name any more.
+    #[error("identity: {problem}")]
+    IdentityWithdrawn {
         /// Cause and remedy.
         problem: String,
     },
@@ -132,7 +147,10 @@ impl Error {
         match self {
             Self::Request { .. } | Self::Template { .. } => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
-            Self::Denied { .. } | Self::IdentityRefused { .. } => Code::PermissionDenied,
+            Self::Denied { .. }
+            | Self::LoginRefused { .. }
+            | Self::IdentityRefused { .. }
+            | Self::IdentityWithdrawn { .. } => Code::PermissionDenied,
             Self::Unusable { .. } | Self::TooLarge { .. } => Code::FailedPrecondition,
             Self::Unauthenticated { .. } => Code::Unauthenticated,
             Self::StoreUnavailable { .. }
@@ -170,10 +188,12 @@ impl Error {
             Self::Template { .. } => "template",
             Self::NotFound { .. } => "not_found",
             Self::Denied { .. } => "denied",
+            Self::LoginRefused { .. } => "login_refused",
             Self::Unusable { .. } => "unusable",
             Self::StoreUnavailable { .. } => "store_unavailable",
             Self::Unauthenticated { .. } => "unauthenticated",
             Self::IdentityRefused { .. } => "identity_refused",
+            Self::IdentityWithdrawn { .. } => "identity_withdrawn",
             Self::IdentityUnavailable { .. } => "identity_unavailable",
             Self::TooLarge { .. } => "too_large",
             Self::Directory { .. } => "directory",

@@ -128,15 +128,28 @@ fn explain(out: &mut String, pod: &Pod, domain: &TrustDomain, stores: &Stores) -
                 Content::X509Chain => "the X.509-SVID".to_owned(),
                 Content::X509Key => "its key".to_owned(),
                 Content::X509Bundle => "the trust bundle".to_owned(),
+                Content::X509Pair => "the X.509-SVID's key, and the X.509-SVID".to_owned(),
+                Content::X509ChainDer => "the X.509-SVID, DER".to_owned(),
+                Content::X509KeyDer => "its key, DER".to_owned(),
+                Content::X509BundleDer => "the trust bundle, DER".to_owned(),
+                Content::X509BundleJks => "the trust bundle for Java".to_owned(),
+                Content::Bundle { trust_domain, .. } => format!("the trust bundle of {trust_domain}"),
                 Content::Jwt { audience } => format!("a JWT-SVID for {audience}"),
             };
             writeln!(out, "    {:<24} {what}", file.path.as_str())?;
             let references: Vec<&Reference> = match &file.content {
                 Content::Secret(reference) => vec![reference],
                 Content::Template(template) => template.calls.values().collect(),
-                Content::X509Chain | Content::X509Key | Content::X509Bundle | Content::Jwt { .. } => {
-                    Vec::new()
-                }
+                Content::X509Chain
+                | Content::X509Key
+                | Content::X509Bundle
+                | Content::X509Pair
+                | Content::X509ChainDer
+                | Content::X509KeyDer
+                | Content::X509BundleDer
+                | Content::X509BundleJks
+                | Content::Bundle { .. }
+                | Content::Jwt { .. } => Vec::new(),
             };
             for reference in references {
                 wanted.entry(reference.source.store.to_string()).or_default().push(reference.clone());

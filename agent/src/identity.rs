@@ -1,15 +1,18 @@
 //! Who a pod is: its SVIDs, from whichever source vouches for it.
 
 pub(crate) mod channel;
+pub mod choice;
 pub mod embedded;
 pub(crate) mod key;
 pub(crate) mod renewal;
 pub(crate) mod replicas;
 pub(crate) mod reread;
+pub mod spire;
 pub mod svid;
 pub(crate) mod token;
 pub(crate) mod trust;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -18,11 +21,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use crate::identity::embedded::Embedded;
+pub use crate::identity::spire::Spire;
 
 use crate::Error;
 use crate::secret::Secret;
 use crate::sources::{Caller, Mint};
-use crate::spiffe::SpiffeId;
+use crate::spiffe::{SpiffeId, TrustDomain};
 
 /// The pod as kubelet named it: what an identity is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -63,6 +67,8 @@ pub struct X509Svid {
     pub key: Secret,
     /// DER roots of `spiffe_id`'s trust domain, and of no other.
     pub roots: Vec<Vec<u8>>,
+    /// DER roots of the other trust domains that the workload is to know, each by itself.
+    pub federated: BTreeMap<TrustDomain, Vec<Vec<u8>>>,
     /// When the leaf becomes valid.
     pub not_before: SystemTime,
     /// When the leaf ends.
@@ -87,10 +93,26 @@ pub struct Identity {
     pub spiffe_id: SpiffeId,
     /// The certificate and key.
     pub x509: Arc<X509Svid>,
-    /// When another should be fetched: half of its life, ±10 %.
+    /// When another should be asked for: at half of its life ±10 %, or at three quarters where the source sends
+    /// new ones by itself and should have done so by then.
     pub renew_at: SystemTime,
     /// The issuer's word for a renewal without a token; nobody else reads it.
     pub(crate) ticket: String,
+}
+
+/// A change of a pod's identity that its source reports by itself.
+#[derive(Debug, Clone)]
+pub struct Push {
+    /// Whose.
+    pub workload: Workload,
+    /// What it is now; none: it was withdrawn.
+    pub svid: Option<Arc<X509Svid>>,
+}
+
+/// Keeps an identity source's attention on a pod; dropped when the pod's volume goes.
+#[derive(Debug, Default)]
+pub struct Subscription {
+    _pod: Option<Arc<spire::Pod>>,
 }
 
 impl Mint for Source {
@@ -114,6 +136,7 @@ impl Identity {
             chain: held.chain.clone(),
             key: held.key.duplicate(),
             roots: roots.to_vec(),
+            federated: held.federated.clone(),
             not_before: held.not_before,
             not_after: held.not_after,
         };
@@ -130,7 +153,9 @@ impl Identity {
 #[derive(Debug)]
 pub enum Source {
     /// The embedded issuer, by kubelet's pod-bound token.
-    Embedded(Embedded),
+    Embedded(Box<Embedded>),
+    /// SPIRE, which attests the pod itself.
+    Spire(Spire),
 }
 
 impl Source {
@@ -138,6 +163,7 @@ impl Source {
     pub async fn run(&self, shutdown: &CancellationToken) {
         match self {
             Self::Embedded(embedded) => embedded.run(shutdown).await,
+            Self::Spire(spire) => spire.run(shutdown).await,
         }
     }
 
@@ -145,6 +171,7 @@ impl Source {
     pub fn reached(&self) -> Result<(), String> {
         match self {
             Self::Embedded(embedded) => embedded.reached(),
+            Self::Spire(spire) => spire.reached(),
         }
     }
 
@@ -152,6 +179,8 @@ impl Source {
     pub fn roots(&self) -> Option<watch::Receiver<Roots>> {
         match self {
             Self::Embedded(embedded) => embedded.roots(),
+            // SPIRE sends the pod's SVID again, with them.
+            Self::Spire(_) => None,
         }
     }
 
@@ -165,6 +194,7 @@ impl Source {
     ) -> Result<Identity, Error> {
         match self {
             Self::Embedded(embedded) => embedded.x509(workload, tokens, current).await,
+            Self::Spire(spire) => spire.x509(workload, current).await,
         }
     }
 
@@ -178,6 +208,23 @@ impl Source {
     ) -> Result<JwtSvid, Error> {
         match self {
             Self::Embedded(embedded) => embedded.jwt(workload, tokens, identity, audience).await,
+            Self::Spire(spire) => spire.jwt(workload, identity, audience).await,
+        }
+    }
+
+    /// Begins to follow a pod, where the source reports changes by itself.
+    pub fn subscribe(&self, workload: &Workload) -> Subscription {
+        match self {
+            Self::Embedded(_) => Subscription::default(),
+            Self::Spire(spire) => Subscription { _pod: Some(spire.subscribe(workload)) },
+        }
+    }
+
+    /// The next change of a followed pod's identity; never comes from a source that has to be asked.
+    pub async fn changed(&self) -> Push {
+        match self {
+            Self::Embedded(_) => std::future::pending().await,
+            Self::Spire(spire) => spire.changed().await,
         }
     }
 }

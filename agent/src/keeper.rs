@@ -22,7 +22,7 @@ use tokio_util::time::DelayQueue;
 use tracing::info;
 
 use crate::Error;
-use crate::identity::Roots;
+use crate::identity::{Push, Roots};
 use crate::kubernetes::events::Recorder;
 use crate::metrics::Metrics;
 use crate::sources::Sources;
@@ -66,6 +66,7 @@ impl<S: Sources> Keeper<S> {
 
     /// Keeps the volumes until `shutdown`. Files stay as they are.
     pub async fn run(mut self, shutdown: CancellationToken) {
+        let world = Arc::clone(&self.world);
         let mut roots = self.world.sources.roots();
         loop {
             tokio::select! {
@@ -91,6 +92,7 @@ impl<S: Sources> Keeper<S> {
                         self.start(&id);
                     }
                 }
+                push = world.sources.changed() => self.pushed(&push),
                 command = self.inbox.recv() => match command {
                     Some(command) => self.obey(command),
                     None => break,
@@ -137,8 +139,8 @@ impl<S: Sources> Keeper<S> {
                 return;
             }
             info!(volume_id = %id, pod = %volume.workload, files = volume.request.files.len(), "volume taken on");
-            self.slots
-                .insert(id.clone(), Slot { volume: Some(volume), waiting: vec![reply], ..Slot::default() });
+            volume.subscription = self.world.sources.subscribe(&volume.workload);
+            self.slots.insert(id.clone(), Slot::new(volume, reply));
             self.start(&id);
             return;
         };
@@ -186,6 +188,22 @@ impl<S: Sources> Keeper<S> {
         slot.turning = Some(handle);
     }
 
+    /// A pod has another identity: its volumes' turns are due at once.
+    fn pushed(&mut self, push: &Push) {
+        let theirs = |(_, slot): &(&VolumeId, &Slot)| slot.workload == push.workload;
+        let ids = self.slots.iter().filter(theirs).map(|(id, _)| id.clone()).collect::<Vec<_>>();
+        for id in ids {
+            let Some(slot) = self.slots.get_mut(&id) else { continue };
+            let Some(volume) = &mut slot.volume else {
+                slot.push = Some(push.clone());
+                continue;
+            };
+            if volume.learn(push) {
+                self.start(&id);
+            }
+        }
+    }
+
     fn turned(&mut self, task: tokio::task::Id, mut volume: Volume, turned: Turned) {
         let id = volume.id.clone();
         let Some(slot) = self.slots.get_mut(&id) else { return };
@@ -210,9 +228,14 @@ impl<S: Sources> Keeper<S> {
             return;
         }
         // Whatever went wrong, the pod has its files: a republish never fails.
+        let again = slot.push.take().is_some_and(|push| volume.learn(&push));
         slot.volume = Some(volume);
         slot.timer = Some(self.timers.insert_at(id.clone(), turned.due));
         slot.reply(&Ok(()));
+        if again {
+            self.start(&id);
+        }
+        let Some(slot) = self.slots.get_mut(&id) else { return };
         for (news, reply) in std::mem::take(&mut slot.news) {
             let Some(slot) = self.slots.get_mut(&id) else { return };
             match &slot.volume {

@@ -19,7 +19,7 @@ use crate::Error;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::files::Change;
-use crate::identity::{Identity, JwtSvid, Roots, Token, Workload};
+use crate::identity::{Identity, JwtSvid, Push, Roots, Subscription, Token, Workload};
 use crate::sources::{Ask, Sources};
 use crate::store::{Answer, Held, vault};
 use crate::turn::Turned;
@@ -56,6 +56,7 @@ pub struct Metrics {
     fetch_seconds: Family<Store, Histogram>,
     identities: Family<Outcome, Counter>,
     identity_seconds: Histogram,
+    pushes: Family<Outcome, Counter>,
     cache_entries: Gauge,
     ages: Family<Store, Seconds>,
     stale: Family<Store, Seconds>,
@@ -84,6 +85,7 @@ impl Default for Metrics {
             fetch_seconds: Family::new_with_constructor(latency),
             identities: Family::default(),
             identity_seconds: latency(),
+            pushes: Family::default(),
             cache_entries: Gauge::default(),
             ages: Family::default(),
             stale: Family::default(),
@@ -114,6 +116,8 @@ impl Metrics {
         r.register("fetch", "Reads from stores, by store and result", self.fetches.clone());
         r.register_with_unit("fetch", "Time a read from a store took", s.clone(), self.fetch_seconds.clone());
         r.register("identity", "SVIDs asked for, by result", self.identities.clone());
+        let help = "Changes of pods' identities that their source reported by itself";
+        r.register("identity_push", help, self.pushes.clone());
         r.register_with_unit("identity", "Time an SVID took", s.clone(), self.identity_seconds.clone());
         r.register("cache_entries", "Secrets in the node cache", self.cache_entries.clone());
         let help = "Age of the oldest secret whose refresh fails, by store";
@@ -225,6 +229,17 @@ impl<S: Sources> Sources for Measured<S> {
         let result = self.sources.jwt(workload, tokens, identity, audience).await;
         self.identity(began, &result);
         result
+    }
+
+    fn subscribe(&self, workload: &Workload) -> Subscription {
+        self.sources.subscribe(workload)
+    }
+
+    async fn changed(&self) -> Push {
+        let push = self.sources.changed().await;
+        let result = if push.svid.is_some() { "ok" } else { "withdrawn" };
+        self.metrics.pushes.get_or_create(&Outcome { result }).inc();
+        push
     }
 
     async fn fetch(&self, ask: Ask<'_>, held: &mut Option<Held>) -> Result<Answer, Error> {

@@ -8,6 +8,7 @@ mod buffer;
 mod encoding;
 mod field;
 mod filters;
+mod jks;
 mod json;
 pub(crate) mod pem;
 mod template;
@@ -16,9 +17,10 @@ mod value;
 use std::sync::Arc;
 
 use crate::Error;
-use crate::identity::{Identity, JwtSvid};
+use crate::identity::{Identity, JwtSvid, X509Svid};
 use crate::request::{Content, FileSpec, Reference, Source};
 use crate::secret::{Node, Secret, scrub_stack};
+use crate::spiffe::TrustDomain;
 
 /// What is at hand for rendering.
 pub trait Material {
@@ -61,6 +63,24 @@ pub fn render(spec: &FileSpec, material: &impl Material, limit: u64) -> Result<R
         Content::X509Chain => pem::certificates(&identity(material)?.x509.chain),
         Content::X509Key => pem::private_key(&identity(material)?.x509.key),
         Content::X509Bundle => pem::certificates(&identity(material)?.x509.roots),
+        Content::X509Pair => {
+            let svid = &identity(material)?.x509;
+            pem::private_key_and_certificates(&svid.key, &svid.chain)
+        }
+        Content::X509ChainDer => Secret::new(identity(material)?.x509.chain.concat()),
+        Content::X509KeyDer => identity(material)?.x509.key.duplicate(),
+        Content::X509BundleDer => Secret::new(identity(material)?.x509.roots.concat()),
+        Content::X509BundleJks => {
+            let svid = &identity(material)?.x509;
+            Secret::new(jks::truststore(svid.spiffe_id.trust_domain().as_str(), &svid.roots))
+        }
+        Content::Bundle { trust_domain, optional } => {
+            match bundle(&spec.key, &identity(material)?.x509, trust_domain) {
+                Ok(roots) => pem::certificates(roots),
+                Err(_) if *optional => return Ok(Rendered::Omitted),
+                Err(error) => return Err(error),
+            }
+        }
         Content::Jwt { audience } => match material.jwt(audience) {
             Some(svid) => svid?.token.duplicate(),
             None => {
@@ -75,6 +95,25 @@ pub fn render(spec: &FileSpec, material: &impl Material, limit: u64) -> Result<R
 
 fn identity<M: Material>(material: &M) -> Result<&Identity, Error> {
     material.identity().ok_or_else(|| Error::IdentityUnavailable { problem: "no x509-svid yet".to_owned() })
+}
+
+/// The roots of `domain` that came with an SVID.
+fn bundle<'s>(key: &str, svid: &'s X509Svid, domain: &TrustDomain) -> Result<&'s [Vec<u8>], Error> {
+    if svid.spiffe_id.trust_domain() == domain {
+        return Ok(&svid.roots);
+    }
+    svid.federated.get(domain).map(Vec::as_slice).ok_or_else(|| {
+        let there: Vec<&str> = svid.federated.keys().map(TrustDomain::as_str).collect();
+        let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
+        Error::NotFound {
+            reference: key.to_owned(),
+            problem: format!(
+                "no bundle of trust domain {domain} came with {}; its federated trust domains: {there}; let its \
+                 registration entry federate with {domain}, or write {domain}?optional",
+                svid.spiffe_id
+            ),
+        }
+    })
 }
 
 fn secret(reference: &Reference, material: &impl Material) -> Result<Rendered, Error> {

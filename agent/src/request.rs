@@ -17,6 +17,8 @@ use std::time::Duration;
 pub(crate) use suggest::nearest;
 pub(crate) use template::syntax;
 
+use crate::spiffe::TrustDomain;
+
 /// How often plain secrets are looked at again unless the pod says otherwise.
 pub const DEFAULT_REFRESH: Duration = Duration::from_secs(60);
 
@@ -71,6 +73,23 @@ pub enum Content {
     X509Key,
     /// The trust bundle of the pod's own trust domain: PEM.
     X509Bundle,
+    /// The private key, and after it leaf and intermediates: PEM.
+    X509Pair,
+    /// Leaf and intermediates: DER, one after another.
+    X509ChainDer,
+    /// The private key: PKCS#8, DER.
+    X509KeyDer,
+    /// The trust bundle of the pod's own trust domain: DER, one after another.
+    X509BundleDer,
+    /// The trust bundle of the pod's own trust domain: a Java key store of trusted certificates.
+    X509BundleJks,
+    /// The trust bundle of this trust domain, and of no other: PEM.
+    Bundle {
+        /// Whose.
+        trust_domain: TrustDomain,
+        /// Without it, the file is left out instead of keeping the pod waiting.
+        optional: bool,
+    },
     /// A JWT-SVID for this audience, without a line end.
     Jwt {
         /// The audience.
@@ -217,7 +236,16 @@ impl Request {
         self.files.iter().flat_map(|file| match &file.content {
             Content::Secret(reference) => std::slice::from_ref(reference),
             Content::Template(template) => template.references.as_slice(),
-            Content::X509Chain | Content::X509Key | Content::X509Bundle | Content::Jwt { .. } => &[],
+            Content::X509Chain
+            | Content::X509Key
+            | Content::X509Bundle
+            | Content::X509Pair
+            | Content::X509ChainDer
+            | Content::X509KeyDer
+            | Content::X509BundleDer
+            | Content::X509BundleJks
+            | Content::Bundle { .. }
+            | Content::Jwt { .. } => &[],
         })
     }
 
@@ -229,7 +257,13 @@ impl Request {
             | Content::Template(_)
             | Content::X509Chain
             | Content::X509Key
-            | Content::X509Bundle => None,
+            | Content::X509Bundle
+            | Content::X509Pair
+            | Content::X509ChainDer
+            | Content::X509KeyDer
+            | Content::X509BundleDer
+            | Content::X509BundleJks
+            | Content::Bundle { .. } => None,
         })
     }
 }

@@ -18,11 +18,10 @@ use crate::audit::Audited;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{ConfigFile, RunArgs};
-use crate::identity::embedded::{self, Embedded};
-use crate::identity::{self, Identity, JwtSvid, Roots, Token, Workload};
+use crate::identity::choice::choose;
+use crate::identity::{self, Identity, JwtSvid, Push, Roots, Subscription, Token, Workload};
 use crate::keeper::Keeper;
 use crate::kubernetes::duties::Duties;
-use crate::kubernetes::{ApiArgs, ObjectName, Resource};
 use crate::mailbox::Mailbox;
 use crate::metrics::{Measured, Metrics};
 use crate::service::Service;
@@ -57,6 +56,14 @@ impl Sources for Configured {
         self.identity.jwt(workload, tokens, identity, audience).await
     }
 
+    fn subscribe(&self, workload: &Workload) -> Subscription {
+        self.identity.subscribe(workload)
+    }
+
+    async fn changed(&self) -> Push {
+        self.identity.changed().await
+    }
+
     async fn fetch(&self, ask: Ask<'_>, held: &mut Option<Held>) -> Result<Answer, Error> {
         let source = ask.source;
         // A request names configured stores only: it was parsed against their names.
@@ -88,13 +95,9 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         link_dir,
         config,
         trust_domain,
-        issuer_address,
-        issuer_bundle,
-        bundle_configmap,
+        identity,
         api,
         cluster,
-        agent_token,
-        audience,
         driver_uid,
         http_listen,
         log: _,
@@ -103,15 +106,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let metrics = Arc::<Metrics>::default();
     let stores = open_stores(&config, clock, &metrics)?;
     let names = stores.keys().cloned().collect();
-    let bundle = bundle_source(issuer_bundle, bundle_configmap, &api)?;
-    let identity = identity::Source::Embedded(Embedded::new(embedded::Config {
-        address: issuer_address,
-        bundle,
-        agent_token,
-        audience,
-        trust_domain,
-        clock,
-    }));
+    let identity = choose(identity, &api, trust_domain, clock)?;
 
     let sources = Measured::new(Audited(Configured { identity, stores }), Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
@@ -158,28 +153,6 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     letters.with_context(|| in_link(&mailbox_socket))?;
     served.with_context(|| in_link(&agent_socket))?;
     administered.context("http")
-}
-
-/// The one of two flags that says where the roots come from.
-fn bundle_source(
-    file: Option<PathBuf>,
-    object: Option<String>,
-    api: &ApiArgs,
-) -> anyhow::Result<embedded::BundleSource> {
-    match (file, object) {
-        (Some(file), None) => Ok(embedded::BundleSource::File(file)),
-        (None, Some(object)) => {
-            let object = ObjectName::namespaced(Resource::ConfigMaps, &object)
-                .context("--bundle-configmap: must be NAMESPACE/NAME")?;
-            let server = api
-                .server("--bundle-configmap")
-                .map_err(|problem| anyhow::anyhow!("--kubernetes-url: {problem}"))?;
-            Ok(embedded::BundleSource::ConfigMap(server, object))
-        }
-        (None, None) | (Some(_), Some(_)) => {
-            anyhow::bail!("exactly one of --issuer-bundle and --bundle-configmap is needed")
-        }
-    }
 }
 
 /// Awaits `part`, then says that it has ended.

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-use crate::identity::{Identity, JwtSvid, Roots, Token, Workload};
+use crate::identity::{Identity, JwtSvid, Push, Roots, Subscription, Token, Workload};
 use crate::request::Source;
 use crate::store::{Answer, Held};
 
@@ -60,6 +60,13 @@ pub trait Sources: Send + Sync + 'static {
         identity: &Identity,
         audience: &str,
     ) -> impl Future<Output = Result<JwtSvid, Error>> + Send;
+
+    /// Begins to follow a pod's identity, where its source reports changes by itself. To be held for as long as the
+    /// pod has a volume.
+    fn subscribe(&self, workload: &Workload) -> Subscription;
+
+    /// The next change of the identity of a pod that is followed. Only one caller at a time is served.
+    fn changed(&self) -> impl Future<Output = Push> + Send;
 
     /// A secret, read as the caller. `held` is what the store left there at the last question for the same: it may
     /// replace it whatever the answer is.

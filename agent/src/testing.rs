@@ -1,14 +1,15 @@
 //! Sources that do as a test tells them. Compiled for tests only.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-use crate::identity::{Identity, JwtSvid, Roots, Token, Workload, X509Svid};
+use crate::identity::{Identity, JwtSvid, Push, Roots, Subscription, Token, Workload, X509Svid};
 use crate::secret::{Node, Secret};
 use crate::sources::{Ask, Caller, Sources};
 use crate::spiffe::SpiffeId;
@@ -26,6 +27,7 @@ fn lasting(id: &str, from: SystemTime, life: Duration, serial: usize) -> Identit
         chain: vec![format!("leaf {serial}").into_bytes()],
         key: Secret::from(format!("key {serial}")),
         roots: vec![b"root".to_vec()],
+        federated: BTreeMap::new(),
         not_before: from,
         not_after: from + life,
     };
@@ -56,6 +58,9 @@ pub(crate) struct FakeSources {
     fresh: Mutex<Option<Fresh>>,
     panics: AtomicUsize,
     pub(crate) clock: Mutex<Option<crate::clock::Clock>>,
+    named: Mutex<Option<String>>,
+    pushes: Mutex<VecDeque<Push>>,
+    pushed: Notify,
     pub(crate) roots: tokio::sync::watch::Sender<Roots>,
     reads: AtomicUsize,
     signed: AtomicUsize,
@@ -105,6 +110,17 @@ impl FakeSources {
         self.panics.store(times, Ordering::SeqCst);
     }
 
+    /// Everybody is called `id` from now on.
+    pub(crate) fn name(&self, id: &str) {
+        *self.named.lock().unwrap() = Some(id.to_owned());
+    }
+
+    /// Reports a change of the identity of the pod that `workload` is.
+    pub(crate) fn push(&self, workload: &Workload, svid: Option<Arc<X509Svid>>) {
+        self.pushes.lock().unwrap().push_back(Push { workload: workload.clone(), svid });
+        self.pushed.notify_one();
+    }
+
     pub(crate) fn reads(&self) -> usize {
         self.reads.load(Ordering::SeqCst)
     }
@@ -130,7 +146,10 @@ impl Sources for FakeSources {
     async fn x509(&self, workload: &Workload, _: &[Token], _: Option<&Identity>) -> Result<Identity, Error> {
         self.identity_trouble()?;
         let serial = self.signed.fetch_add(1, Ordering::SeqCst) + 1;
-        let id = format!("spiffe://t/ns/{}/sa/{}", workload.namespace, workload.service_account);
+        let named = self.named.lock().unwrap().clone();
+        let id = named.unwrap_or_else(|| {
+            format!("spiffe://t/ns/{}/sa/{}", workload.namespace, workload.service_account)
+        });
         Ok(lasting(&id, self.wall(), Duration::from_secs(3600), serial))
     }
 
@@ -140,6 +159,19 @@ impl Sources for FakeSources {
         let (now, life) = (self.wall(), Duration::from_secs(300));
         let token = Secret::from(format!("jwt {serial} for {audience}"));
         Ok(JwtSvid { token, expires: now + life, renew_at: now + life / 2 })
+    }
+
+    fn subscribe(&self, _: &Workload) -> Subscription {
+        Subscription::default()
+    }
+
+    async fn changed(&self) -> Push {
+        loop {
+            if let Some(push) = self.pushes.lock().unwrap().pop_front() {
+                return push;
+            }
+            self.pushed.notified().await;
+        }
     }
 
     fn roots(&self) -> Option<tokio::sync::watch::Receiver<Roots>> {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::Error;
 use crate::cache::Entry;
 use crate::files::Directory;
-use crate::identity::{Identity, JwtSvid, Token, Workload};
+use crate::identity::{Identity, JwtSvid, Push, Subscription, Token, Workload};
 use crate::render::Material;
 use crate::request::{OnRevoked, Reference, Request, Source};
 use crate::secret::Node;
@@ -74,7 +74,11 @@ pub struct Volume {
     pub(crate) provisional: bool,
     /// The pod has, or may have, good files: from now on nothing may take them away.
     pub(crate) established: bool,
+    /// Held so that the identity source keeps its eye on the pod.
+    pub(crate) subscription: Subscription,
     pub(crate) identity: Option<Arc<Identity>>,
+    /// The identity source has reported another identity than the one held.
+    pub(crate) identity_changed: bool,
     pub(crate) identity_retry: Option<Retry>,
     pub(crate) jwts: HashMap<String, Arc<JwtSvid>>,
     /// Held so that the cache keeps them.
@@ -176,7 +180,9 @@ impl Volume {
             directory: None,
             provisional: false,
             established: false,
+            subscription: Subscription::default(),
             identity: None,
+            identity_changed: false,
             identity_retry: None,
             jwts: HashMap::new(),
             entries: HashMap::new(),
@@ -205,6 +211,17 @@ impl Volume {
         self.entries.clear();
         self.asked.clear();
         self.written = None;
+    }
+
+    /// Hears what the identity source reports; whether that is news.
+    pub(crate) fn learn(&mut self, push: &Push) -> bool {
+        let held = self.identity.as_ref().map(|identity| &identity.x509);
+        self.identity_changed |= match (held, &push.svid) {
+            (Some(held), Some(pushed)) => !Arc::ptr_eq(held, pushed),
+            (None, None) => false,
+            (None, Some(_)) | (Some(_), None) => true,
+        };
+        self.identity_changed
     }
 
     /// Takes in what a Publish brought. A descriptor that comes replaces the one held: the driver knows which

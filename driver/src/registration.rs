@@ -114,14 +114,14 @@ async fn until_refused(
 ) -> bool {
     standing.mark_unchanged();
     let ended = stop.child_token();
-    let server = RegistrationServer::new(service);
+    let registrar = RegistrationServer::new(service);
     let services = move |request: http::Request<Incoming>| -> Answer {
         match service_of(&request) {
-            RegistrationServer::<Service>::NAME => server.clone().call(request),
+            RegistrationServer::<Service>::NAME => registrar.clone().call(request),
             _ => not_offered(),
         }
     };
-    let served = serving::serve(listener, services, ended.clone());
+    let conversations = serving::serve(listener, services, ended.clone());
     let mut refused = false;
     let watched = async {
         loop {
@@ -135,7 +135,7 @@ async fn until_refused(
             }
         }
     };
-    tokio::join!(served, watched);
+    tokio::join!(conversations, watched);
     refused
 }
 

@@ -35,3 +35,40 @@ pub mod agent {
 pub mod issuer {
     tonic::include_proto!("countersign.issuer.v1");
 }
+
+/// The SPIFFE Workload API, whose published service has no package.
+pub mod workload {
+    tonic::include_proto!("_");
+}
+
+/// The SPIFFE Broker API.
+pub mod broker {
+    tonic::include_proto!("spiffe.broker");
+
+    /// How a [`KubernetesObjectReference`] is called in a [`WorkloadReference`].
+    pub const KUBERNETES_OBJECT: &str = "type.googleapis.com/spiffe.broker.KubernetesObjectReference";
+
+    /// The pod of this name that has this uid, and no other of the same name.
+    pub fn pod_reference(namespace: &str, name: &str, uid: &str) -> WorkloadReference {
+        let pod = KubernetesObjectReference {
+            r#type: Some(KubernetesObjectType { plural: "pods".to_owned(), group: "core".to_owned() }),
+            key: Some(KubernetesObjectKey { namespace: namespace.to_owned(), name: name.to_owned() }),
+            uid: uid.to_owned(),
+        };
+        let value = prost::Message::encode_to_vec(&pod);
+        WorkloadReference {
+            reference: Some(prost_types::Any { type_url: KUBERNETES_OBJECT.to_owned(), value }),
+        }
+    }
+
+    /// The object in a reference; none if it is of another type or can't be read.
+    pub fn object(reference: &WorkloadReference) -> Option<KubernetesObjectReference> {
+        let any = reference.reference.as_ref().filter(|any| any.type_url == KUBERNETES_OBJECT)?;
+        prost::Message::decode(any.value.as_slice()).ok()
+    }
+}
+
+/// SPIRE's Delegated Identity API.
+pub mod delegated {
+    tonic::include_proto!("spire.api.agent.delegatedidentity.v1");
+}

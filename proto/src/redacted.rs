@@ -2,7 +2,7 @@
 
 use std::fmt::{Debug, Formatter, Result};
 
-use crate::{agent, csi, issuer};
+use crate::{agent, broker, csi, delegated, issuer, workload};
 
 impl Debug for csi::NodePublishVolumeRequest {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
@@ -55,5 +55,35 @@ impl Debug for issuer::MintJwtRequest {
 impl Debug for issuer::MintJwtResponse {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         f.debug_struct("MintJwtResponse").field("expires_at", &self.expires_at).finish_non_exhaustive()
+    }
+}
+
+impl Debug for workload::X509svid {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("X509svid").field("spiffe_id", &self.spiffe_id).finish_non_exhaustive()
+    }
+}
+
+impl Debug for broker::X509svid {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("X509svid").field("spiffe_id", &self.spiffe_id).finish_non_exhaustive()
+    }
+}
+
+impl Debug for broker::Jwtsvid {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("Jwtsvid").field("spiffe_id", &self.spiffe_id).finish_non_exhaustive()
+    }
+}
+
+impl Debug for delegated::X509svidWithKey {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("X509svidWithKey").field("x509_svid", &self.x509_svid).finish_non_exhaustive()
+    }
+}
+
+impl Debug for delegated::Jwtsvid {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("Jwtsvid").field("id", &self.id).finish_non_exhaustive()
     }
 }

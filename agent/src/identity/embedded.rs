@@ -1,5 +1,6 @@
 //! Identities from the embedded issuer: the key is made here and never leaves the node.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -128,6 +129,7 @@ impl Embedded {
                 chain: answer.chain,
                 key,
                 roots: answer.roots,
+                federated: BTreeMap::new(),
                 not_before,
                 not_after,
             }),

@@ -6,6 +6,8 @@ use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey,
 };
 use rcgen::PublicKeyData as _;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
@@ -25,6 +27,9 @@ pub(crate) enum KeyError {
     /// Not a P-256 private key in PKCS#8 or SEC 1.
     #[error("not a P-256 private key in PKCS#8 or SEC1 form")]
     Parse,
+    /// Not a private key of a kind the TLS library knows.
+    #[error("not a private key in PKCS#8 form of a kind that TLS knows")]
+    Kind,
     /// The library refused to sign.
     #[error("the key could not sign")]
     Sign,
@@ -91,6 +96,14 @@ impl rcgen::SigningKey for PrivateKey {
     }
 }
 
+/// The `SubjectPublicKeyInfo` of any kind of private key that can sign in TLS, PKCS#8 DER: other issuers than ours
+/// also make RSA keys and keys on other curves.
+pub(crate) fn public_key_info_of(pkcs8: &Secret) -> Result<Vec<u8>, KeyError> {
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(pkcs8.expose()));
+    let key = any_supported_type(&key).map_err(|_| KeyError::Kind)?;
+    key.public_key().map(|info| info.to_vec()).ok_or(KeyError::Kind)
+}
+
 /// Whether `info` is a P-256 public key.
 pub(crate) fn is_p256(info: &SubjectPublicKeyInfo<'_>) -> bool {
     let curve = info.algorithm.parameters.as_ref().and_then(|curve| curve.as_oid().ok());
@@ -150,6 +163,18 @@ mod tests {
         assert_eq!(point(&p384.subject_public_key_info()), None);
         assert_eq!(PrivateKey::from_der(&p384.serialize_der()).err(), Some(KeyError::Parse));
         assert_eq!(PrivateKey::from_der(b"").err(), Some(KeyError::Parse));
+    }
+
+    #[test]
+    fn the_public_half_of_any_key_that_can_sign() {
+        let key = PrivateKey::generate().unwrap();
+        assert_eq!(public_key_info_of(&key.to_pkcs8().unwrap()), Ok(key.public_key_info()));
+        for algorithm in [&rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
+            let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
+            let info = public_key_info_of(&Secret::new(key.serialize_der())).unwrap();
+            assert_eq!(info, key.subject_public_key_info());
+        }
+        assert_eq!(public_key_info_of(&Secret::from("junk".to_owned())), Err(KeyError::Kind));
     }
 
     #[test]

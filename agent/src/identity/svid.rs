@@ -22,9 +22,9 @@ use crate::identity::token::Audiences;
 use crate::secret::Secret;
 use crate::spiffe::{SpiffeId, TrustDomain};
 
-const LEAF: &str = "the leaf";
+pub(crate) const LEAF: &str = "the leaf";
 const INTERMEDIATE: &str = "an intermediate";
-const ROOT: &str = "a root";
+pub(crate) const ROOT: &str = "a root";
 
 /// Checks an X.509-SVID for `expected` and the key with `public_key_info`, at `now`; answers when it begins and
 /// ends.
@@ -35,19 +35,63 @@ pub(crate) fn verify_x509(
     public_key_info: &[u8],
     now: SystemTime,
 ) -> Result<(SystemTime, SystemTime), Broken> {
-    let (leaf_der, intermediates) = chain.split_first().ok_or(Broken::Empty)?;
-    let leaf = parse(leaf_der, LEAF)?;
-    check_name(&leaf, expected)?;
+    let leaf = parse(chain.first().ok_or(Broken::Empty)?, LEAF)?;
+    let found = name(&leaf, expected.trust_domain())?;
+    if found != *expected {
+        return Err(Broken::AnotherId { found, expected: expected.clone() });
+    }
     check_leaf_usage(&leaf)?;
     if leaf.public_key().raw != public_key_info {
         return Err(Broken::AnotherKey);
     }
+    check_life(&leaf, chain, roots, expected.trust_domain(), now)
+}
+
+/// Checks the X.509-SVID that a peer shows in a TLS handshake, which proves its key, at `now`; answers who it is.
+pub(crate) fn verify_peer(
+    chain: &[Vec<u8>],
+    roots: &[Vec<u8>],
+    domain: &TrustDomain,
+    now: SystemTime,
+) -> Result<SpiffeId, Broken> {
+    let leaf = parse(chain.first().ok_or(Broken::Empty)?, LEAF)?;
+    let found = name(&leaf, domain)?;
+    check_leaf_usage(&leaf)?;
+    check_life(&leaf, chain, roots, domain, now)?;
+    Ok(found)
+}
+
+/// Checks the roots of one trust domain (X509-SVID §4): each may sign, and none has another domain's name.
+pub(crate) fn verify_roots(roots: &[Vec<u8>], domain: &TrustDomain) -> Result<(), Broken> {
+    roots.iter().try_for_each(|der| check_authority(&parse(der, ROOT)?, ROOT, domain))
+}
+
+/// Takes DER certificates apart that follow each other without anything between them, as the SPIFFE APIs send
+/// chains and bundles.
+pub(crate) fn certificates(mut ders: &[u8], which: &'static str) -> Result<Vec<Vec<u8>>, Broken> {
+    let mut certificates = Vec::new();
+    while !ders.is_empty() {
+        let (rest, _) = X509Certificate::from_der(ders).map_err(|_| Broken::Der { which })?;
+        let length = ders.len().saturating_sub(rest.len());
+        certificates.push(ders.get(..length).unwrap_or_default().to_vec());
+        ders = rest;
+    }
+    Ok(certificates)
+}
+
+/// The chain of `leaf` at `now`: who signs may sign, it leads to a root, and it is neither too early nor too late.
+fn check_life(
+    leaf: &X509Certificate<'_>,
+    chain: &[Vec<u8>],
+    roots: &[Vec<u8>],
+    domain: &TrustDomain,
+    now: SystemTime,
+) -> Result<(SystemTime, SystemTime), Broken> {
+    let (leaf_der, intermediates) = chain.split_first().ok_or(Broken::Empty)?;
     for der in intermediates {
-        check_authority(&parse(der, INTERMEDIATE)?, INTERMEDIATE, expected.trust_domain())?;
+        check_authority(&parse(der, INTERMEDIATE)?, INTERMEDIATE, domain)?;
     }
-    for der in roots {
-        check_authority(&parse(der, ROOT)?, ROOT, expected.trust_domain())?;
-    }
+    verify_roots(roots, domain)?;
     let (from, to) = (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
     let seconds = unix(now);
     if seconds < from || seconds > to {
@@ -84,7 +128,8 @@ fn uris<'a>(certificate: &'a X509Certificate<'_>, which: &'static str) -> Result
     Ok(names.map(|names| names.value.general_names.iter().filter_map(uri).collect()).unwrap_or_default())
 }
 
-fn check_name(leaf: &X509Certificate<'_>, expected: &SpiffeId) -> Result<(), Broken> {
+/// The SPIFFE ID in a leaf, which must be of `domain`.
+fn name(leaf: &X509Certificate<'_>, domain: &TrustDomain) -> Result<SpiffeId, Broken> {
     let uris = uris(leaf, LEAF)?;
     let [uri] = uris.as_slice() else {
         return Err(Broken::UriNames { found: uris.len() });
@@ -93,14 +138,10 @@ fn check_name(leaf: &X509Certificate<'_>, expected: &SpiffeId) -> Result<(), Bro
     if id.path().is_empty() {
         return Err(Broken::NoPath(id));
     }
-    if id.trust_domain() != expected.trust_domain() {
-        let (found, expected) = (id.trust_domain().clone(), expected.trust_domain().clone());
-        return Err(Broken::TrustDomain { found, expected });
+    if id.trust_domain() != domain {
+        return Err(Broken::TrustDomain { found: id.trust_domain().clone(), expected: domain.clone() });
     }
-    if id != *expected {
-        return Err(Broken::AnotherId { found: id, expected: expected.clone() });
-    }
-    Ok(())
+    Ok(id)
 }
 
 fn check_leaf_usage(leaf: &X509Certificate<'_>) -> Result<(), Broken> {

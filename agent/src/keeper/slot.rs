@@ -5,11 +5,14 @@ use tokio_util::time::delay_queue;
 
 use super::handle::Reply;
 use crate::Error;
+use crate::identity::{Push, Workload};
 use crate::volume::{News, Volume};
 
 /// A volume's place.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Slot {
+    /// Whose the volume is, also while it is in its turn.
+    pub(super) workload: Workload,
     /// None while the volume is in its turn.
     pub(super) volume: Option<Volume>,
     pub(super) turning: Option<AbortHandle>,
@@ -18,9 +21,24 @@ pub(super) struct Slot {
     pub(super) waiting: Vec<Reply>,
     /// What came during the turn, and who waits for it to be taken in.
     pub(super) news: Vec<(News, Reply)>,
+    /// The change of the pod's identity that came last during the turn.
+    pub(super) push: Option<Push>,
 }
 
 impl Slot {
+    /// A place for `volume`, and one who waits for its first turn.
+    pub(super) fn new(volume: Volume, reply: Reply) -> Self {
+        Self {
+            workload: volume.workload.clone(),
+            volume: Some(volume),
+            turning: None,
+            timer: None,
+            waiting: vec![reply],
+            news: Vec::new(),
+            push: None,
+        }
+    }
+
     /// Answers those who wait for the turn that ended.
     pub(super) fn reply(&mut self, result: &Result<(), Error>) {
         for reply in self.waiting.drain(..) {

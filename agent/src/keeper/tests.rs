@@ -1,4 +1,5 @@
 mod policies;
+mod pushes;
 mod told;
 
 use std::os::fd::OwnedFd;

@@ -36,6 +36,17 @@ pub(crate) fn private_key(der: &Secret) -> Secret {
     text.into()
 }
 
+/// A PKCS#8 key, and the DER certificates after it.
+pub(super) fn private_key_and_certificates(key: &Secret, ders: &[Vec<u8>]) -> Secret {
+    let certificates: usize = ders.iter().map(|der| length(CERTIFICATE, der)).sum();
+    let mut text = Zeroizing::new(Vec::with_capacity(length(PRIVATE_KEY, key.expose()) + certificates));
+    write(PRIVATE_KEY, key.expose(), &mut text);
+    for der in ders {
+        write(CERTIFICATE, der, &mut text);
+    }
+    text.into()
+}
+
 /// Bytes of the PEM of `der`, so that the vector it is written to never grows.
 fn length(label: &str, der: &[u8]) -> usize {
     let lines = der.len().div_ceil(LINE);

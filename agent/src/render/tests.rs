@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
@@ -188,17 +188,27 @@ fn what_the_store_says_is_passed_on() {
     }
 }
 
-#[test]
-fn identities_become_pem() {
+/// A pod's identity of bytes that are no certificates, with a trust domain beside its own.
+fn somebody() -> Identity {
     let id: SpiffeId = "spiffe://example.org/ns/a/sa/b".parse().unwrap();
     let svid = X509Svid {
         spiffe_id: id.clone(),
         chain: vec![b"leaf".to_vec(), b"intermediate".to_vec()],
         key: Secret::new(b"key".to_vec()),
         roots: vec![b"root".to_vec()],
+        federated: BTreeMap::from([("partner.example".parse().unwrap(), vec![b"partner".to_vec()])]),
         not_before: UNIX_EPOCH,
         not_after: UNIX_EPOCH + Duration::from_secs(3600),
     };
+    Identity { spiffe_id: id, x509: Arc::new(svid), renew_at: UNIX_EPOCH, ticket: String::new() }
+}
+
+fn certificate(body: &str) -> String {
+    format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+}
+
+#[test]
+fn identities_become_pem() {
     let mut shelf = Shelf::default();
     let files = Request::parse(
         [("svid.countersign.dev/x509", "chain,key,bundle"), ("jwt.countersign.dev/token", "aud")],
@@ -210,13 +220,11 @@ fn identities_become_pem() {
         let error = render(file, &shelf, 0).unwrap_err();
         assert!(matches!(error, Error::IdentityUnavailable { .. }), "{error}");
     }
-    shelf.identity =
-        Some(Identity { spiffe_id: id, x509: Arc::new(svid), renew_at: UNIX_EPOCH, ticket: String::new() });
+    shelf.identity = Some(somebody());
     let token =
         JwtSvid { token: Secret::from("a.b.c".to_owned()), expires: UNIX_EPOCH, renew_at: UNIX_EPOCH };
     shelf.jwts.insert("aud".to_owned(), Arc::new(token));
     let rendered: Vec<String> = files.iter().map(|file| text(render(file, &shelf, 0).unwrap())).collect();
-    let certificate = |body| format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
     assert_eq!(
         rendered,
         [
@@ -225,6 +233,38 @@ fn identities_become_pem() {
             "-----BEGIN PRIVATE KEY-----\na2V5\n-----END PRIVATE KEY-----\n".to_owned(),
             "a.b.c".to_owned(),
         ]
+    );
+}
+
+#[test]
+fn identities_in_other_forms() {
+    let shelf = Shelf { identity: Some(somebody()), ..Shelf::default() };
+    let rendered = |key: &str, value: &str| {
+        let request = Request::parse([(key, value)], &stores()).unwrap();
+        request.files.iter().map(|file| render(file, &shelf, 0)).collect::<Vec<_>>()
+    };
+    let bytes = |bytes: &[u8]| Ok(Rendered::File(Secret::new(bytes.to_vec())));
+    let chain = certificate("bGVhZg==") + &certificate("aW50ZXJtZWRpYXRl");
+    let pair = format!("-----BEGIN PRIVATE KEY-----\na2V5\n-----END PRIVATE KEY-----\n{chain}");
+    assert_eq!(rendered("svid.countersign.dev/pem", "svid.pem"), [bytes(pair.as_bytes())]);
+    assert_eq!(
+        rendered("svid.countersign.dev/der", "1,2,3"),
+        [bytes(b"leafintermediate"), bytes(b"key"), bytes(b"root")]
+    );
+    let truststore = jks::truststore("example.org", &[b"root".to_vec()]);
+    assert_eq!(rendered("svid.countersign.dev/jks-truststore", "ca.jks"), [bytes(&truststore)]);
+
+    let bundle = "bundle.countersign.dev/b.pem";
+    let partner = bytes(certificate("cGFydG5lcg==").as_bytes());
+    assert_eq!(rendered(bundle, "partner.example"), [bytes(certificate("cGFydG5lcg==").as_bytes())]);
+    assert_eq!(rendered(bundle, "spiffe://partner.example?optional"), [partner]);
+    assert_eq!(rendered(bundle, "example.org"), [bytes(certificate("cm9vdA==").as_bytes())]);
+    assert_eq!(rendered(bundle, "else.example?optional"), [Ok(Rendered::Omitted)]);
+    assert_eq!(
+        rendered(bundle, "else.example")[0].as_ref().unwrap_err().to_string(),
+        "bundle.countersign.dev/b.pem: no bundle of trust domain else.example came with \
+         spiffe://example.org/ns/a/sa/b; its federated trust domains: partner.example; let its registration entry \
+         federate with else.example, or write else.example?optional"
     );
 }
 

@@ -7,8 +7,9 @@ const TEMPLATE: &str = "template.countersign.dev";
 const JWT: &str = "jwt.countersign.dev";
 const SVID: &str = "svid.countersign.dev";
 const PLAIN: &str = "countersign.dev";
-const DOMAINS: [&str; 5] = [SECRET, TEMPLATE, JWT, SVID, PLAIN];
-const SVID_NAMES: [&str; 1] = ["x509"];
+const BUNDLE: &str = "bundle.countersign.dev";
+const DOMAINS: [&str; 6] = [SECRET, TEMPLATE, JWT, BUNDLE, SVID, PLAIN];
+const SVID_NAMES: [&str; 4] = ["x509", "pem", "der", "jks-truststore"];
 const PLAIN_NAMES: [&str; 6] = ["refresh", "on-revoked", "stale-ok", "inject", "path", "containers"];
 
 /// What a key asks for.
@@ -20,8 +21,16 @@ pub(super) enum Key {
     Template(FilePath),
     /// A file with a JWT-SVID.
     Jwt(FilePath),
+    /// A file with a trust domain's bundle.
+    Bundle(FilePath),
     /// Three files with the X.509-SVID.
     X509,
+    /// One file with key and chain.
+    Pem,
+    /// Three files with the X.509-SVID, as DER.
+    Der,
+    /// One file with the trust bundle for Java.
+    JksTruststore,
     /// How long secrets are good for.
     Refresh,
     /// What becomes of files whose secret is withdrawn.
@@ -45,7 +54,11 @@ impl Key {
             (SECRET, file) => FilePath::parse(file).map(Self::Secret),
             (TEMPLATE, file) => FilePath::parse(file).map(Self::Template),
             (JWT, file) => FilePath::parse(file).map(Self::Jwt),
+            (BUNDLE, file) => FilePath::parse(file).map(Self::Bundle),
             (SVID, "x509") => Ok(Self::X509),
+            (SVID, "pem") => Ok(Self::Pem),
+            (SVID, "der") => Ok(Self::Der),
+            (SVID, "jks-truststore") => Ok(Self::JksTruststore),
             (PLAIN, "refresh") => Ok(Self::Refresh),
             (PLAIN, "on-revoked") => Ok(Self::OnRevoked),
             (PLAIN, "stale-ok") => Ok(Self::StaleOk),
@@ -99,7 +112,9 @@ fn without_slash(key: &str) -> Problem {
 }
 
 fn all_keys() -> String {
-    format!("known are {SECRET}/<file>, {TEMPLATE}/<file>, {JWT}/<file>, {SVID}/x509 and {PLAIN}/refresh")
+    format!(
+        "known are {SECRET}/<file>, {TEMPLATE}/<file>, {JWT}/<file>, {BUNDLE}/<file>, {SVID}/x509 and {PLAIN}/refresh"
+    )
 }
 
 #[cfg(test)]
@@ -115,6 +130,10 @@ mod tests {
             ("template.countersign.dev/app.env", Key::Template(file("app.env"))),
             ("jwt.countersign.dev/token", Key::Jwt(file("token"))),
             ("svid.countersign.dev/x509", Key::X509),
+            ("svid.countersign.dev/pem", Key::Pem),
+            ("svid.countersign.dev/der", Key::Der),
+            ("svid.countersign.dev/jks-truststore", Key::JksTruststore),
+            ("bundle.countersign.dev/partner.pem", Key::Bundle(file("partner.pem"))),
             ("countersign.dev/refresh", Key::Refresh),
             ("countersign.dev/on-revoked", Key::OnRevoked),
             ("countersign.dev/stale-ok", Key::StaleOk),
@@ -129,7 +148,7 @@ mod tests {
     #[test]
     fn unknown_keys_name_the_nearest() {
         let all = "unknown key; known are secret.countersign.dev/<file>, template.countersign.dev/<file>, \
-                   jwt.countersign.dev/<file>, svid.countersign.dev/x509 and countersign.dev/refresh";
+                   jwt.countersign.dev/<file>, bundle.countersign.dev/<file>, svid.countersign.dev/x509 and countersign.dev/refresh";
         for (text, problem) in [
             ("secrets.countersign.dev/x", "unknown key; did you mean secret.countersign.dev/x?"),
             ("secret.countersing.dev/x", "unknown key; did you mean secret.countersign.dev/x?"),
@@ -142,10 +161,13 @@ mod tests {
             ("countersign.dev/staleOk", "unknown key; did you mean countersign.dev/stale-ok?"),
             ("countersign.dev/on-revoke", "unknown key; did you mean countersign.dev/on-revoked?"),
             ("svid.countersign.dev/x590", "unknown key; did you mean svid.countersign.dev/x509?"),
+            ("bundles.countersign.dev/a.pem", "unknown key; did you mean bundle.countersign.dev/a.pem?"),
             ("svids.countersign.dev/x509", "unknown key; did you mean svid.countersign.dev/x509?"),
             (
                 "svid.countersign.dev/tls.crt",
-                "unknown key; known are svid.countersign.dev/x509; a file is secret.countersign.dev/<file>",
+                "unknown key; known are svid.countersign.dev/x509, svid.countersign.dev/pem, \
+                 svid.countersign.dev/der, svid.countersign.dev/jks-truststore; a file is \
+                 secret.countersign.dev/<file>",
             ),
             (
                 "countersign.dev/db-password",
@@ -156,7 +178,7 @@ mod tests {
             ("refresh", "unknown key; did you mean countersign.dev/refresh?"),
             ("x509", "unknown key; did you mean svid.countersign.dev/x509?"),
             ("secret.countersign.dev", "unknown key; write secret.countersign.dev/<file>"),
-            ("svid.countersign.dev", "unknown key; did you mean svid.countersign.dev/x509?"),
+            ("svid.countersign.dev", all),
             ("secretProviderClass", all),
             ("example.com/thing", all),
             ("", all),

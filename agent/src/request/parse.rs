@@ -9,6 +9,7 @@ use super::{
     Template, duration,
 };
 use crate::Error;
+use crate::spiffe::TrustDomain;
 
 /// The most files one volume may hold: two generations of them and their links fit the volume's inodes.
 const MAX_FILES: usize = 512;
@@ -110,6 +111,24 @@ fn read(
             let audience = audience(value).map_err(at)?;
             files.add(key, path, None, Content::Jwt { audience })?;
         }
+        Key::Bundle(path) => {
+            let (trust_domain, optional) = trust_domain(value).map_err(at)?;
+            files.add(key, path, None, Content::Bundle { trust_domain, optional })?;
+        }
+        Key::Pem => {
+            let path = FilePath::parse(value.trim_ascii()).map_err(at)?;
+            files.add(key, path, None, Content::X509Pair)?;
+        }
+        Key::Der => {
+            let [chain, private_key, bundle] = x509_names(value).map_err(at)?;
+            files.add(key, chain, None, Content::X509ChainDer)?;
+            files.add(key, private_key, None, Content::X509KeyDer)?;
+            files.add(key, bundle, None, Content::X509BundleDer)?;
+        }
+        Key::JksTruststore => {
+            let path = FilePath::parse(value.trim_ascii()).map_err(at)?;
+            files.add(key, path, None, Content::X509BundleJks)?;
+        }
         Key::X509 => {
             let [chain, private_key, bundle] = x509_names(value).map_err(at)?;
             files.add(key, chain, None, Content::X509Chain)?;
@@ -193,7 +212,28 @@ fn audience(value: &str) -> Result<String, Problem> {
     Ok(value.to_owned())
 }
 
+/// A trust domain's name, and whether the pod can do without its bundle.
+fn trust_domain(value: &str) -> Result<(TrustDomain, bool), Problem> {
+    let value = value.trim_ascii();
+    let (name, optional) = match value.split_once('?') {
+        None => (value, false),
+        Some((name, "optional")) => (name, true),
+        Some(_) => {
+            return Err(Problem::new("the only option of a trust domain is \"optional\""));
+        }
+    };
+    let name = name.strip_prefix("spiffe://").unwrap_or(name);
+    let parsed = name.parse().map_err(|_| {
+        Problem::new("not a trust domain's name; write one of a-z 0-9 . _ -, such as partner.example")
+    })?;
+    Ok((parsed, optional))
+}
+
+/// What spiffe-helper's examples call the files, for programs that are configured for it.
+const SPIFFE_HELPER: (&str, &str) = ("spiffe-helper", "svid.pem,svid_key.pem,svid_bundle.pem");
+
 fn x509_names(value: &str) -> Result<[FilePath; 3], Problem> {
+    let value = if value.trim_ascii() == SPIFFE_HELPER.0 { SPIFFE_HELPER.1 } else { value };
     let names: Vec<&str> = value.split(',').map(str::trim_ascii).collect();
     match names.as_slice() {
         &[chain, key, bundle] => {
@@ -317,6 +357,30 @@ mod tests {
             ]
         );
         assert_eq!(request.audiences().collect::<Vec<_>>(), ["https://api.example.com"]);
+    }
+
+    #[test]
+    fn identities_in_many_forms() {
+        let paths = |attributes: &[(&str, &str)]| -> Vec<String> {
+            parse(attributes).unwrap().files.iter().map(|file| file.path.to_string()).collect()
+        };
+        let helper = ("svid.countersign.dev/x509", "spiffe-helper");
+        assert_eq!(paths(&[helper]), ["svid.pem", "svid_bundle.pem", "svid_key.pem"]);
+        let others = [
+            ("svid.countersign.dev/pem", "pair.pem"),
+            ("svid.countersign.dev/der", "a,b,c"),
+            ("svid.countersign.dev/jks-truststore", "ca.jks"),
+            ("bundle.countersign.dev/partner.pem", "partner.example"),
+        ];
+        assert_eq!(paths(&others), ["a", "b", "c", "ca.jks", "pair.pem", "partner.pem"]);
+        for (value, problem) in [
+            ("Partner", "not a trust domain's name; write one of a-z 0-9 . _ -, such as partner.example"),
+            ("a/b", "not a trust domain's name; write one of a-z 0-9 . _ -, such as partner.example"),
+            ("a?mode=0400", "the only option of a trust domain is \"optional\""),
+        ] {
+            let error = message(&[("bundle.countersign.dev/p", value)]);
+            assert_eq!(error, format!("bundle.countersign.dev/p: {problem}"));
+        }
     }
 
     #[test]

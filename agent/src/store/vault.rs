@@ -151,7 +151,7 @@ impl VaultStore {
     /// The secret that `ask` names, read as its caller. What is `held` from the last answer is kept alive or replaced.
     ///
     /// # Errors
-    /// [`Error::Request`] for a path or option that cannot be, [`Error::Denied`] for a login or a read that the
+    /// [`Error::Request`] for a path or option that cannot be, [`Error::LoginRefused`], [`Error::Denied`] for a read that the
     /// server's policy forbids, [`Error::NotFound`], [`Error::Unusable`] for an answer that cannot be used,
     /// [`Error::StoreUnavailable`] for servers that do not answer, and whatever minting a JWT-SVID may end in.
     pub async fn fetch<M: Mint>(

@@ -48,6 +48,10 @@ pub(super) fn compose(volume: &Volume, inputs: &Inputs, wall: SystemTime) -> Res
 /// were made from secrets, as they were last, for nobody can be asked about them any more.
 pub(super) fn lapsed(volume: &Volume, wall: SystemTime, error: &Error) -> Option<(FileSet, Inputs)> {
     let written = volume.written.as_ref()?;
+    // An identity that was taken back is as good as ended, and so is every token of it.
+    let withdrawn = matches!(error, Error::IdentityWithdrawn { .. });
+    let ends = written.jwts.values().map(|jwt| jwt.expires).chain([written.identity.x509.not_after]);
+    let wall = if withdrawn { ends.max().map_or(wall, |end| end.max(wall)) } else { wall };
     if !volume.wipes() || written.identity.x509.not_after > wall {
         return None;
     }
@@ -65,10 +69,19 @@ pub(super) fn ages(volume: &Volume, inputs: &Inputs, wall: SystemTime) -> bool {
 /// Why the SVID that `spec` asks for is of no use any more.
 fn ended(spec: &FileSpec, inputs: &Inputs, wall: SystemTime) -> Option<Error> {
     let end = match &spec.content {
-        Content::X509Chain | Content::X509Key => inputs.identity.x509.not_after,
+        Content::X509Chain
+        | Content::X509Key
+        | Content::X509Pair
+        | Content::X509ChainDer
+        | Content::X509KeyDer => inputs.identity.x509.not_after,
         Content::Jwt { audience } => inputs.jwts.get(audience)?.expires,
-        // The bundle vouches for others, who have not ended.
-        Content::X509Bundle | Content::Secret(_) | Content::Template(_) => return None,
+        // A bundle vouches for others, who have not ended.
+        Content::X509Bundle
+        | Content::X509BundleDer
+        | Content::X509BundleJks
+        | Content::Bundle { .. }
+        | Content::Secret(_)
+        | Content::Template(_) => return None,
     };
     (end <= wall)
         .then(|| Error::IdentityUnavailable { problem: format!("{}: the SVID in it has ended", spec.key) })

@@ -20,9 +20,10 @@ pub(super) async fn identity<S: Sources>(
 ) -> Result<Arc<Identity>, Error> {
     let (now, wall) = (world.clock.now(), world.clock.wall());
     let current = volume.identity.clone().filter(|identity| identity.x509.not_after > wall);
-    let resting = volume.identity_retry.as_ref().filter(|retry| retry.at > now);
+    let changed = std::mem::take(&mut volume.identity_changed);
+    let resting = volume.identity_retry.as_ref().filter(|retry| retry.at > now && !changed);
     let renewed = match (&current, resting) {
-        (Some(identity), _) if identity.renew_at > wall => Ok(Arc::clone(identity)),
+        (Some(identity), _) if identity.renew_at > wall && !changed => Ok(Arc::clone(identity)),
         (_, Some(retry)) => Err(retry.error.clone()),
         (_, None) => {
             world.sources.x509(&volume.workload, &volume.tokens, current.as_deref()).await.map(Arc::new)
@@ -40,9 +41,13 @@ pub(super) async fn identity<S: Sources>(
                 volume.identity_retry = Some(Retry { error: error.clone(), attempts, at });
             }
             due.at(volume.identity_retry.as_ref().map_or(now, |retry| retry.at));
-            let Some(identity) = current else {
-                // Expired: no store is asked in its name any more, and no file of it is written.
+            let withdrawn = matches!(error, Error::IdentityWithdrawn { .. });
+            let Some(identity) = current.filter(|_| !withdrawn) else {
+                // Expired or taken back: no store is asked in its name any more, and no file of it is written.
                 volume.identity = None;
+                if withdrawn {
+                    volume.jwts.clear();
+                }
                 return Err(error);
             };
             trouble.get_or_insert(error);
@@ -56,6 +61,11 @@ pub(super) async fn identity<S: Sources>(
     // A root that came since: peers show SVIDs by it before this one is renewed.
     let roots = world.sources.roots().map(|roots| Arc::clone(&roots.borrow()));
     let identity = roots.and_then(|roots| identity.beside(&roots, wall)).map_or(identity, Arc::new);
+    if volume.identity.as_ref().is_some_and(|before| before.spiffe_id != identity.spiffe_id) {
+        // Somebody else from now on: what was read and minted for who it was before is not shown to who it is.
+        volume.entries.clear();
+        volume.jwts.clear();
+    }
     volume.identity = Some(Arc::clone(&identity));
     Ok(identity)
 }

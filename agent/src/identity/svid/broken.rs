@@ -65,6 +65,9 @@ pub enum Broken {
     /// Extended key usage is there, and lacks one of the two.
     #[error("the leaf's extended key usage must have serverAuth and clientAuth")]
     ExtendedKeyUsage,
+    /// Bytes that are no private key.
+    #[error("the private key is no PKCS#8 key of a known kind")]
+    NoKey,
     /// Somebody else's key.
     #[error("the leaf is for another key")]
     AnotherKey,
@@ -93,6 +96,15 @@ pub enum Broken {
     /// No path from leaf to root.
     #[error("its chain does not lead to a root of the bundle: {0}")]
     Chain(String),
+    /// No root to lead to.
+    #[error("no root came for trust domain {0}")]
+    NoRoots(TrustDomain),
+    /// A trust domain's bundle under a name that is none.
+    #[error("a bundle is for {name:?}, which is no trust domain's SPIFFE ID")]
+    BundleName {
+        /// The name, cut short.
+        name: String,
+    },
     /// No JWT.
     #[error("it is no JWT")]
     Jwt,

@@ -29,7 +29,7 @@ use crate::secret::Secret;
 async fn a_pod_gets_its_identity_and_its_jwts() {
     let cluster = Cluster::new();
     let issuer = Running::start(cluster.config()).await;
-    let source = Source::Embedded(cluster.client(issuer.address, clock()));
+    let source = Source::Embedded(Box::new(cluster.client(issuer.address, clock())));
     let (pod, tokens) = (workload("api"), cluster.tokens("api"));
     let identity = source.x509(&pod, &tokens, None).await.unwrap();
     assert_eq!(identity.spiffe_id.as_str(), "spiffe://example.org/ns/pay/sa/api");

@@ -42,7 +42,7 @@ pub(super) enum NoLogin {
 impl NoLogin {
     pub(super) fn error(self, reference: &str) -> Error {
         match self {
-            Self::Refused(problem) => Error::Denied { reference: reference.to_owned(), problem },
+            Self::Refused(problem) => Error::LoginRefused { reference: reference.to_owned(), problem },
             Self::Other(error) => error,
         }
     }

@@ -103,15 +103,16 @@ async fn logins_that_fail_say_why_and_are_not_repeated_at_once() {
         let mut asker = Asker::of(&server, "login: {role: pay}\n");
         let error = asker.refusal("kv/data/app").await;
         assert!(
-            matches!(&error, Error::Denied { reference, .. } if reference == "vault:kv/data/app"),
+            matches!(&error, Error::LoginRefused { reference, .. } if reference == "vault:kv/data/app"),
             "{error:?}"
         );
+        assert!(!error.is_withdrawal(), "keys that are not there yet would wipe files");
         let text = error.to_string();
         assert!(text.contains(remedy) && text.contains("role pay") && text.contains(words), "{text}");
         server.lines();
         let error = asker.refusal("kv/data/other").await;
         assert!(
-            matches!(&error, Error::Denied { reference, .. } if reference == "vault:kv/data/other"),
+            matches!(&error, Error::LoginRefused { reference, .. } if reference == "vault:kv/data/other"),
             "{error:?}"
         );
         assert_eq!(server.lines(), [""; 0], "one failure for all that ask at once");

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::cache::Cache;
-use crate::identity::{Roots, Token, Workload};
+use crate::identity::{Push, Roots, Subscription, Token, Workload};
 use crate::keeper::{Handle, Keeper};
 use crate::request::Request;
 use crate::sources::Sources;
@@ -44,6 +44,14 @@ impl Sources for Real {
 
     async fn fetch(&self, ask: Ask<'_>, held: &mut Option<Held>) -> Result<Answer, Error> {
         self.store.fetch(&self.mint, ask, held).await
+    }
+
+    fn subscribe(&self, pod: &Workload) -> Subscription {
+        self.identities.subscribe(pod)
+    }
+
+    async fn changed(&self) -> Push {
+        self.identities.changed().await
     }
 
     async fn run(&self, shutdown: &CancellationToken) {

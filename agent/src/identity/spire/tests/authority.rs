@@ -1,0 +1,86 @@
+//! A trust domain that signs what a test wants signed.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyUsagePurpose, SanType,
+};
+
+use crate::identity::key::PrivateKey;
+
+/// A root of `domain`, and its key.
+pub(crate) struct Authority {
+    root: Issuer<'static, PrivateKey>,
+    pub(crate) root_der: Vec<u8>,
+}
+
+/// An SVID with its key, as SPIRE sends them.
+#[derive(Debug, Clone)]
+pub(crate) struct Signed {
+    pub(crate) id: String,
+    pub(crate) chain: Vec<u8>,
+    pub(crate) key: Vec<u8>,
+    pub(crate) bundle: Vec<u8>,
+}
+
+impl Authority {
+    pub(crate) fn new(domain: &str) -> Self {
+        let mut params = params(&format!("spiffe://{domain}"));
+        params.distinguished_name.push(DnType::OrganizationName, domain);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2100, 1, 1);
+        let key = PrivateKey::generate().unwrap();
+        let root_der = params.self_signed(&key).unwrap().der().to_vec();
+        Self { root: Issuer::new(params, key), root_der }
+    }
+
+    /// An SVID that lives from 10 s before `now` for `life`.
+    pub(crate) fn svid(&self, id: &str, now: SystemTime, life: Duration) -> Signed {
+        self.svid_with(id, now, life, |_| {})
+    }
+
+    /// The same, but for a change.
+    pub(crate) fn svid_with(
+        &self,
+        id: &str,
+        now: SystemTime,
+        life: Duration,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Signed {
+        let mut params = params(id);
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let since = now.duration_since(UNIX_EPOCH).unwrap();
+        let epoch = rcgen::date_time_ymd(1970, 1, 1);
+        params.not_before = epoch + since.saturating_sub(Duration::from_secs(10));
+        params.not_after = epoch + since + life;
+        change(&mut params);
+        let key = PrivateKey::generate().unwrap();
+        let chain = params.signed_by(&key, &self.root).unwrap().der().to_vec();
+        let key = key.to_pkcs8().unwrap().expose().to_vec();
+        Signed { id: id.to_owned(), chain, key, bundle: self.root_der.clone() }
+    }
+}
+
+fn params(id: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+    params
+}
+
+/// A JWT-SVID whose signature nobody looks at.
+pub(crate) fn jwt(id: &str, audience: &str, expires: SystemTime) -> String {
+    let expires = expires.duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let part = |text: String| URL_SAFE_NO_PAD.encode(text);
+    let header = part(r#"{"alg":"ES256","kid":"k","typ":"JWT"}"#.to_owned());
+    let claims = part(format!(r#"{{"sub":"{id}","aud":["{audience}"],"exp":{expires}}}"#));
+    format!("{header}.{claims}.{}", part("signature".to_owned()))
+}
