@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use crate::layout::{self, Files, KUBELET};
 use crate::names::Names;
 use crate::namespace::Place;
-use crate::{images, parts, pki};
+use crate::{cgroups, images, parts, pki};
 
 /// How a cluster is to run.
 #[derive(Debug, Clone)]
@@ -28,7 +28,6 @@ pub struct Options {
 pub struct Cluster {
     files: Files,
     options: Options,
-    cgroup: String,
     kubelet: Mutex<Option<Process>>,
     containerd: Mutex<Option<Process>>,
     // Dropped in this order: who asks ends before who is asked.
@@ -60,13 +59,12 @@ impl Cluster {
         )?;
         let mut others = Vec::from(store);
         others.extend(parts::controllers(&files, &options)?);
-        let kubelet = parts::kubelet(&files, &options, &place.cgroup).await?;
+        let kubelet = parts::kubelet(&files, &options).await?;
         let dns = parts::dns(&files).await?;
         let names = Names::keep(files.etc("hosts"), files.etc("admin.kubeconfig"), dns)?;
         let cluster = Self {
             files,
             options,
-            cgroup: place.cgroup.clone(),
             kubelet: Mutex::new(Some(kubelet)),
             containerd: Mutex::new(Some(containerd)),
             names: Some(names),
@@ -125,7 +123,7 @@ impl Cluster {
     pub async fn start_kubelet(&self) -> Result<()> {
         let mut kubelet = self.kubelet.lock().await;
         if kubelet.is_none() {
-            *kubelet = Some(parts::kubelet(&self.files, &self.options, &self.cgroup).await?);
+            *kubelet = Some(parts::kubelet(&self.files, &self.options).await?);
         }
         Ok(())
     }
@@ -137,8 +135,9 @@ impl Cluster {
         if let Some(containerd) = self.containerd.lock().await.take() {
             containerd.kill()?;
         }
-        kill_in_cgroup(&self.cgroup)?;
+        kill_containers()?;
         kill_shims()?;
+        cgroups::remove(self.files.root());
         for directory in [KUBELET, "/run/containerd", "/run/netns"] {
             for mount in countersign_tests::mount::beneath(Path::new(directory))? {
                 rustix::mount::unmount(&mount.point, rustix::mount::UnmountFlags::DETACH)
@@ -180,12 +179,11 @@ impl Drop for Cluster {
     }
 }
 
-/// SIGKILL to everything that runs in a container of ours.
-fn kill_in_cgroup(name: &str) -> Result<()> {
-    // One process is in the same group of every hierarchy.
+/// SIGKILL to everything that runs in a container: whatever this process namespace has of them is ours.
+fn kill_containers() -> Result<()> {
     for_each_process(|pid| {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        groups.contains(&format!("/{name}/"))
+        groups.contains("/k8s.io/")
     })
 }
 

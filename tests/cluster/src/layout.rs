@@ -47,7 +47,7 @@ pub fn prepare(directory: &Path) -> Result<()> {
         ("/var/lib", &["kubelet", "containerd", "cni", "etcd", "misc"][..]),
         ("/var/log", &["pods", "containers"][..]),
     ] {
-        let own = directory.join(point.trim_start_matches('/').replace('/', "-"));
+        let own = on_disk(directory, point);
         for name in names {
             fs::create_dir_all(own.join(name))?;
         }
@@ -59,6 +59,16 @@ pub fn prepare(directory: &Path) -> Result<()> {
     // As on every node: what a pod mounts is seen by kubelet and by other pods.
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::SHARED)?;
     network()
+}
+
+/// Where a directory of `/var/lib` or `/var/log` inside lies outside.
+pub fn on_disk(directory: &Path, path: &str) -> PathBuf {
+    let relative = path.trim_start_matches('/');
+    let (first, rest) = match relative.match_indices('/').nth(1) {
+        Some((at, _)) => (relative.get(..at).unwrap_or(relative), relative.get(at + 1..).unwrap_or_default()),
+        None => (relative, ""),
+    };
+    directory.join(first.replace('/', "-")).join(rest)
 }
 
 /// Kubelet sets what happens when the kernel fails or memory ends, for the whole machine and for good. Here it finds
@@ -148,5 +158,17 @@ impl Files {
         fs::create_dir_all(path.parent().context("a file lies in a directory")?)?;
         fs::write(&path, text).with_context(|| path.display().to_string())?;
         Ok(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_inside_lies_in_the_directory_of_the_run() {
+        let run = Path::new("/tmp/run");
+        assert_eq!(on_disk(run, "/var/lib"), Path::new("/tmp/run/var-lib"));
+        assert_eq!(on_disk(run, "/var/lib/containerd/x"), Path::new("/tmp/run/var-lib/containerd/x"));
     }
 }

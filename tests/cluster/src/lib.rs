@@ -4,6 +4,7 @@
 pub mod admission;
 pub mod bench;
 pub mod canary;
+pub mod cgroups;
 pub mod chart;
 pub mod cluster;
 pub mod images;

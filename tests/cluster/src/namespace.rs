@@ -4,26 +4,21 @@
 //! The program starts itself anew, twice: under `unshare`, as the first process of the new namespaces, which takes in
 //! the orphans that container shims are; and by that one, as what it is meant to be.
 
-use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
-use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use countersign_tests::scratch::Scratch;
 use rustix::process::{Pid, WaitOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::tools;
+use crate::{cgroups, tools};
 
 /// Which of the three starts this is.
 const STAGE: &str = "COUNTERSIGN_CLUSTER_STAGE";
 /// The directory of this run.
 const DIRECTORY: &str = "COUNTERSIGN_CLUSTER_DIRECTORY";
-/// What the control groups of this run lie beneath, in every hierarchy.
-const CGROUP: &str = "COUNTERSIGN_CLUSTER_CGROUP";
 
 /// Where this process stands after [`enter`].
 pub enum Entered {
@@ -38,8 +33,6 @@ pub enum Entered {
 pub struct Place {
     /// A directory for everything that is written.
     pub directory: PathBuf,
-    /// The name of a control group that nobody else uses.
-    pub cgroup: String,
 }
 
 /// Moves this program into namespaces of its own. To be called first in `main`.
@@ -47,7 +40,7 @@ pub fn enter() -> Result<Entered> {
     match std::env::var(STAGE).as_deref() {
         Ok("inside") => {
             let directory = std::env::var_os(DIRECTORY).context(DIRECTORY)?.into();
-            Ok(Entered::Inside(Place { directory, cgroup: std::env::var(CGROUP).context(CGROUP)? }))
+            Ok(Entered::Inside(Place { directory }))
         }
         Ok("first") => first(),
         Ok(_) | Err(_) => outside(),
@@ -63,14 +56,13 @@ fn outside() -> Result<Entered> {
     // Here, where the registries can be reached: inside there is no network.
     tools::build_all()?;
     let scratch = Scratch::new()?;
-    let cgroup = format!("countersign-{}", std::process::id());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let status = runtime.block_on(namespaces(scratch.path(), &cgroup));
-    remove_cgroups(&cgroup);
+    let status = runtime.block_on(namespaces(scratch.path()));
+    cgroups::remove(scratch.path());
     Ok(Entered::Ended(code(status?)))
 }
 
-async fn namespaces(directory: &Path, cgroup: &str) -> Result<ExitStatus> {
+async fn namespaces(directory: &Path) -> Result<ExitStatus> {
     // Made first: a signal in between would end us, and nothing would be removed.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut child = tokio::process::Command::new("unshare")
@@ -79,7 +71,6 @@ async fn namespaces(directory: &Path, cgroup: &str) -> Result<ExitStatus> {
         .args(std::env::args_os().skip(1))
         .env(STAGE, "first")
         .env(DIRECTORY, directory)
-        .env(CGROUP, cgroup)
         .kill_on_drop(true)
         .spawn()
         .context("starting unshare (package util-linux)")?;
@@ -112,31 +103,4 @@ fn first() -> Result<Entered> {
 fn code(status: ExitStatus) -> ExitCode {
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
     u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from)
-}
-
-/// Removes our control groups from every hierarchy, the innermost first. They are empty once the last process has been
-/// waited for, which the kernel does in its own time.
-fn remove_cgroups(name: &str) {
-    let root = Path::new("/sys/fs/cgroup");
-    let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path().join(name));
-    let groups: Vec<PathBuf> = hierarchies.chain([root.join(name)]).filter(|group| group.is_dir()).collect();
-    for _ in 0..100 {
-        for group in &groups {
-            remove_tree(group);
-        }
-        if !groups.iter().any(|group| group.exists()) {
-            return;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn remove_tree(group: &Path) {
-    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path());
-        }
-    }
-    // Busy for a moment yet: tried again by the caller.
-    fs::remove_dir(group).ok();
 }

@@ -64,6 +64,11 @@ pub fn signal(pid: i32, signal: Signal) -> Result<()> {
     kill_process(Pid::from_raw(pid).context("a process id")?, signal).with_context(|| format!("{signal:?}"))
 }
 
+/// Waits until there is exactly one: while a node comes up again, a container may be started and replaced.
+pub async fn settled(find: impl Fn() -> Result<i32>) -> Result<i32> {
+    crate::pods::until(Duration::from_secs(90), "exactly one process", async || Ok(find().ok())).await
+}
+
 /// Waits until another process is in the place of `old`.
 pub async fn replaced(old: i32, find: impl Fn() -> Result<i32>) -> Result<i32> {
     crate::pods::until(Duration::from_secs(90), "another process", async || {

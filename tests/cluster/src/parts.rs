@@ -214,13 +214,12 @@ SystemdCgroup = false
 }
 
 /// Starts kubelet.
-pub async fn kubelet(files: &Files, options: &Options, cgroup: &str) -> Result<Process> {
+pub async fn kubelet(files: &Files, options: &Options) -> Result<Process> {
     let config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": format!("/{cgroup}"),
         "cgroupsPerQOS": false,
         "enforceNodeAllocatable": [],
         "failCgroupV1": false,

@@ -36,7 +36,7 @@ async fn deleted(world: Arc<World>) -> Result<()> {
 async fn deleted_without_agent(world: Arc<World>) -> Result<()> {
     let space = world.space("hangs").await?;
     let pod = space.start("short", &[("jwt.countersign.dev/t", "https://a.example")]).await?;
-    let agent = node::agent()?;
+    let agent = node::settled(node::agent).await?;
     node::signal(agent, Signal::STOP)?;
     let gone = async {
         space.delete("short").await?;

@@ -101,7 +101,7 @@ async fn pod_deleted(world: Arc<World>) -> Result<()> {
 
 async fn agent_killed(world: Arc<World>) -> Result<()> {
     let survivor = Survivor::new(&world, "agent").await?;
-    let old = node::agent()?;
+    let old = node::settled(node::agent).await?;
     node::signal(old, Signal::KILL)?;
     survivor.has_files().await?;
     node::replaced(old, node::agent).await?;
@@ -110,7 +110,7 @@ async fn agent_killed(world: Arc<World>) -> Result<()> {
 
 async fn driver_killed(world: Arc<World>) -> Result<()> {
     let survivor = Survivor::new(&world, "driver").await?;
-    let old = node::driver()?;
+    let old = node::settled(node::driver).await?;
     node::signal(old, Signal::KILL)?;
     survivor.has_files().await?;
     node::replaced(old, node::driver).await?;

@@ -40,7 +40,7 @@ async fn canary_case(world: Arc<World>) -> Result<()> {
     // Trouble is when secrets slip out: a refresh that fails, an agent that dies.
     let store = world.store().await?;
     store.write_raw(canary::PATH, "broken: [").await?;
-    let old = node::agent()?;
+    let old = node::settled(node::agent).await?;
     node::signal(old, rustix::process::Signal::KILL)?;
     node::replaced(old, node::agent).await?;
     store.write(canary::PATH, &serde_json::json!({"value": canary::VALUE})).await?;
