@@ -18,6 +18,8 @@ use serde_json::json;
 use crate::random::say;
 
 const DIE: &str = "COUNTERSIGN_DIE_AT";
+/// Republishes until one reaches the agent, at most.
+const LOOKS: usize = 500;
 const STOP: &str = "COUNTERSIGN_STOP_AT";
 
 /// Every point that the driver's sources name.
@@ -94,8 +96,16 @@ async fn die_at(node: &mut Node, point: &str) -> Result<bool> {
         ensure!(started.is_err(), "the driver went past it");
     } else {
         started?;
-        let outcome =
+        let mut outcome =
             if stage == "unpublish" { volume.unpublish_once().await } else { volume.publish_once().await };
+        // A republish is good without the agent, and the link to it may not be up yet.
+        for _ in 0..LOOKS {
+            if stage != "republish" || outcome.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            outcome = volume.publish_once().await;
+        }
         let mut driver = node.driver.take().context("the driver")?;
         if outcome.is_ok() {
             // Not on this way through the driver.
