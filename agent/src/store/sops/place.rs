@@ -2,6 +2,9 @@
 
 use super::selection::Selection;
 
+/// Characters of a place's name in a message.
+const SHOWN: usize = 240;
+
 /// The keys from the top to here. What depends on them is carried along, so that a value costs no more for being deep.
 pub(super) struct Place<'a> {
     selection: &'a Selection,
@@ -47,9 +50,14 @@ impl<'a> Place<'a> {
         &self.additional
     }
 
-    /// For messages: the keys with colons between them.
+    /// For messages: the keys with colons between them, as one line that a terminal can show; of a long one the end,
+    /// which is where the trouble is.
     pub(super) fn name(&self) -> String {
-        self.additional.strip_suffix(':').unwrap_or_default().to_owned()
+        let name = self.additional.strip_suffix(':').unwrap_or_default();
+        let over = name.chars().count().saturating_sub(SHOWN);
+        let start = if over > 0 { "…" } else { "" };
+        let readable = name.chars().skip(over).map(|c| if c.is_control() { '\u{fffd}' } else { c });
+        start.chars().chain(readable).collect()
     }
 
     fn matched(&self) -> bool {
@@ -75,5 +83,18 @@ mod tests {
         assert_eq!((place.additional(), place.is_encrypted()), ("c:", true));
         place.leave();
         assert_eq!((place.additional(), place.is_encrypted()), ("", true));
+    }
+
+    #[test]
+    fn a_name_is_one_readable_line_of_bounded_length() {
+        let selection = Selection::default();
+        let mut place = Place::top(&selection);
+        place.enter("pass\u{7f}\u{85}\tword");
+        assert_eq!(place.name(), "pass\u{fffd}\u{fffd}\u{fffd}word");
+        assert_eq!(place.additional(), "pass\u{7f}\u{85}\tword:", "what is authenticated stays as it is");
+        place.enter(&"k".repeat(1_000));
+        place.enter("end");
+        assert_eq!(place.name().chars().count(), SHOWN + 1);
+        assert!(place.name().starts_with('…') && place.name().ends_with("k:end"), "{}", place.name());
     }
 }
