@@ -1,0 +1,142 @@
+//! What is in a pod's volume, and what of it belongs together.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use countersign_tests::reader;
+use rustix::fs::inotify;
+use serde_json::Value;
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, timeout_at};
+use x509_parser::prelude::*;
+
+/// One generation of a volume's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files(pub BTreeMap<String, Vec<u8>>);
+
+impl Files {
+    /// Those of a mounted volume.
+    pub fn read(volume: &Path) -> Result<Self> {
+        Ok(Self(reader::read(volume)?))
+    }
+
+    /// A file's text; nothing where there is none.
+    pub fn text(&self, name: &str) -> &str {
+        self.0.get(name).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
+    }
+
+    /// The DER blocks of a PEM file.
+    pub fn blocks(&self, name: &str) -> Vec<Vec<u8>> {
+        let blocks = Pem::iter_from_buffer(self.text(name).as_bytes()).filter_map(Result::ok);
+        blocks.map(|pem| pem.contents).collect()
+    }
+
+    /// The SPIFFE ID in `tls.crt`, whose key must be that of `tls.key` and whose issuer must be in `ca.crt`.
+    pub fn identity(&self) -> Result<String> {
+        let (chain, roots) = (self.blocks("tls.crt"), self.blocks("ca.crt"));
+        let (_, leaf) = X509Certificate::from_der(chain.first().context("a leaf in tls.crt")?)?;
+        let key = self.blocks("tls.key").pop().context("a key in tls.key")?;
+        let point = &*leaf.public_key().subject_public_key.data;
+        ensure!(key.windows(point.len()).any(|part| part == point), "the key is another's");
+        let vouched = roots.iter().any(|root| {
+            X509Certificate::from_der(root)
+                .is_ok_and(|(_, root)| leaf.verify_signature(Some(root.public_key())).is_ok())
+        });
+        ensure!(vouched, "no root in ca.crt vouches for tls.crt");
+        let names = leaf.subject_alternative_name()?.context("names")?;
+        let uri = names.value.general_names.iter().find_map(|name| match name {
+            GeneralName::URI(uri) => Some((*uri).to_owned()),
+            _ => None,
+        });
+        uri.context("a URI name")
+    }
+
+    /// A part of the JWT in a file: 0 its header, 1 its claims.
+    pub fn jwt(&self, name: &str, part: usize) -> Result<Value> {
+        let text = self.text(name);
+        let part = text.trim().split('.').nth(part).with_context(|| format!("a JWT in {name}"))?;
+        Ok(serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part)?)?)
+    }
+}
+
+/// Follows a volume as a program does that reloads its files: by inotify on the directory, where `..data` is renamed.
+#[derive(Debug)]
+pub struct Follower {
+    volume: PathBuf,
+    events: AsyncFd<rustix::fd::OwnedFd>,
+    /// How often `..data` was swapped.
+    pub swaps: u32,
+}
+
+impl Follower {
+    /// From now on.
+    #[expect(deprecated, reason = "the descriptor is ours, and closed with this; the way that is not deprecated is unsafe")]
+    pub fn new(volume: &Path) -> Result<Self> {
+        let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&events, volume, inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::ONLYDIR)?;
+        Ok(Self { volume: volume.to_owned(), events: AsyncFd::new(events)?, swaps: 0 })
+    }
+
+    /// Waits until what is in the volume is so; each look but the first is an event's consequence.
+    pub async fn becomes(
+        &mut self,
+        within: Duration,
+        what: &str,
+        done: impl Fn(&Files) -> bool,
+    ) -> Result<Files> {
+        let end = Instant::now() + within;
+        loop {
+            let files = Files::read(&self.volume)?;
+            if done(&files) {
+                return Ok(files);
+            }
+            timeout_at(end, self.swapped())
+                .await
+                .with_context(|| format!("{}: not {what} within {within:?}", self.volume.display()))??;
+        }
+    }
+
+    /// Waits for the next swap of `..data`.
+    pub async fn swapped(&mut self) -> Result<()> {
+        let mut space = [std::mem::MaybeUninit::uninit(); 4096];
+        loop {
+            let mut ready = self.events.readable().await?;
+            let mut events = inotify::Reader::new(ready.get_inner().as_fd(), &mut space);
+            let mut swaps = 0;
+            loop {
+                match events.next() {
+                    Ok(event) => {
+                        let name = event.file_name().map(std::ffi::CStr::to_bytes);
+                        swaps += u32::from(name == Some(b"..data".as_slice()));
+                    }
+                    Err(rustix::io::Errno::AGAIN) => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            ready.clear_ready();
+            self.swaps += swaps;
+            if swaps > 0 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The names that lie in a mounted volume as its pod sees them, without what begins with two dots.
+pub fn names(volume: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(volume)? {
+        let name = entry?.file_name();
+        let name: &OsStr = &name;
+        names.extend(name.to_str().filter(|name| !name.starts_with("..")).map(str::to_owned));
+    }
+    names.sort();
+    Ok(names)
+}

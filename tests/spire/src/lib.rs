@@ -1,0 +1,9 @@
+//! A real SPIRE, server and agent, on a real node with the chart installed: what Countersign does with it is tried on
+//! the real thing.
+
+pub mod entry;
+pub mod files;
+pub mod nginx;
+pub mod page;
+pub mod spire;
+pub mod world;

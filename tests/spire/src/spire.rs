@@ -1,0 +1,303 @@
+//! SPIRE's server and agent on the node.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use countersign_cluster::layout::{NODE_ADDRESS, Files};
+use countersign_tests::processes::{AGENT_UID, Process, privileged, workspace};
+use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+
+use crate::entry::Entry;
+use crate::page::{self, Broker};
+
+/// The page's trust domain.
+pub const TRUST_DOMAIN: &str = "example.org";
+/// The SPIFFE ID that the page gives Countersign's agent.
+pub const US: &str = "spiffe://example.org/countersign/agent";
+/// The page's sockets.
+pub const WORKLOAD_SOCKET: &str = "/run/spire/api/api.sock";
+/// The page's sockets.
+pub const BROKER_SOCKET: &str = "/run/spire/broker/broker.sock";
+/// The node's name in entries; whatever SPIRE agent is attested on it has it as an alias.
+const NODE: &str = "spiffe://example.org/node/node-1";
+/// Where the server listens.
+const PORT: u16 = 8081;
+/// How long any part may take to start, on a busy machine.
+const START: Duration = Duration::from_secs(60);
+
+/// A SPIRE of one server and one agent. Both end when it is dropped.
+#[derive(Debug)]
+pub struct Spire {
+    // Who asks ends before who is asked.
+    agent: Mutex<Option<Process>>,
+    server: Mutex<Option<Process>>,
+    programs: Programs,
+    home: PathBuf,
+    kubelet_ca: PathBuf,
+}
+
+#[derive(Debug, Clone)]
+struct Programs {
+    server: PathBuf,
+    agent: PathBuf,
+}
+
+impl Spire {
+    /// One that knows no pod; `directory` is the run's own, and `files` are the cluster's.
+    pub async fn start(directory: &Path, files: &Files) -> Result<Self> {
+        let home = directory.join("spire");
+        for name in ["server", "agent", "server-keys", "agent-keys"] {
+            fs::create_dir_all(home.join(name))?;
+        }
+        let spire = Self {
+            agent: Mutex::new(None),
+            server: Mutex::new(None),
+            programs: programs()?,
+            home,
+            kubelet_ca: files.pki("ca.crt"),
+        };
+        spire.start_server().await?;
+        Ok(spire)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.home.join(name)
+    }
+
+    /// What the agent is told of the API server: a kubeconfig and a token, to be written before it starts.
+    pub fn credentials(&self) -> [PathBuf; 2] {
+        [self.path("kubeconfig"), self.path("token")]
+    }
+
+    /// Starts the server, as it was.
+    pub async fn start_server(&self) -> Result<()> {
+        let root = self.home.display();
+        let config = format!(
+            r#"
+server {{
+  bind_address = "127.0.0.1"
+  bind_port = "{PORT}"
+  socket_path = "{root}/server.sock"
+  trust_domain = "{TRUST_DOMAIN}"
+  data_dir = "{root}/server"
+  log_level = "INFO"
+  default_x509_svid_ttl = "1h"
+  default_jwt_svid_ttl = "5m"
+  jwt_issuer = "https://spire.{TRUST_DOMAIN}"
+  experimental {{ cache_reload_interval = "1s" }}
+}}
+plugins {{
+  DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{root}/server/data.sqlite3" }} }}
+  NodeAttestor "join_token" {{ plugin_data {{}} }}
+  KeyManager "disk" {{ plugin_data {{ keys_path = "{root}/server-keys/keys.json" }} }}
+}}
+"#
+        );
+        fs::write(self.path("server.hcl"), config)?;
+        let mut command = privileged(&self.programs.server);
+        command.arg("run").arg("-config").arg(self.path("server.hcl"));
+        let mut server = Process::start("spire-server", command, &self.path("server.log"))?;
+        let socket = self.path("server.sock");
+        server
+            .wait_until(START, "healthy", async || {
+                UnixStream::connect(&socket).await.is_ok() && self.server(&["healthcheck"]).is_ok()
+            })
+            .await?;
+        *self.server.lock().await = Some(server);
+        Ok(())
+    }
+
+    /// SIGKILL to the server.
+    pub async fn kill_server(&self) -> Result<()> {
+        self.server.lock().await.take().context("the SPIRE server does not run")?.kill()
+    }
+
+    /// `spire-server` with these arguments, which has to succeed: what it printed.
+    pub fn server(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(&self.programs.server)
+            .args(arguments)
+            .arg("-socketPath")
+            .arg(self.path("server.sock"))
+            .stdin(Stdio::null())
+            .output()?;
+        if !output.status.success() {
+            let said = [output.stdout, output.stderr].concat();
+            bail!("spire-server {}: {}", arguments.join(" "), String::from_utf8_lossy(&said).trim());
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Makes an entry for this node; its id.
+    pub fn create(&self, entry: Entry) -> Result<String> {
+        let mut arguments = vec!["entry", "create", "-parentID", NODE];
+        arguments.extend(entry.arguments.iter().map(String::as_str));
+        let said = self.server(&arguments)?;
+        field(&said, "Entry ID").with_context(|| said.clone())
+    }
+
+    /// Takes an entry away.
+    pub fn delete(&self, id: &str) -> Result<()> {
+        self.server(&["entry", "delete", "-entryID", id]).map(drop)
+    }
+
+    /// The trust domain's bundle, in the SPIFFE standard's form.
+    pub fn bundle(&self) -> Result<String> {
+        self.server(&["bundle", "show", "-format", "spiffe"])
+    }
+
+    /// Tells the server another trust domain's bundle, a SPIFFE bundle document.
+    pub fn set_bundle(&self, domain: &str, document: &str) -> Result<()> {
+        let path = self.path("foreign.json");
+        fs::write(&path, document)?;
+        let (id, path) = (format!("spiffe://{domain}"), path.display().to_string());
+        self.server(&["bundle", "set", "-id", &id, "-format", "spiffe", "-path", &path]).map(drop)
+    }
+
+    /// Prepares a new authority of a kind, `x509` or `jwt`, which is in the bundle from then on; its id.
+    pub fn prepare(&self, kind: &str) -> Result<String> {
+        self.authority(&["localauthority", kind, "prepare"], "prepared_authority")
+    }
+
+    /// Signs with the prepared authority from now on; the id of the one before.
+    pub fn activate(&self, kind: &str, id: &str) -> Result<()> {
+        self.server(&["localauthority", kind, "activate", "-authorityID", id]).map(drop)
+    }
+
+    /// The authority that signs now.
+    pub fn active(&self, kind: &str) -> Result<String> {
+        self.authority(&["localauthority", kind, "show"], "active")
+    }
+
+    /// Declares an authority to be compromised, and takes it out of the bundle.
+    pub fn revoke(&self, kind: &str, id: &str) -> Result<()> {
+        self.server(&["localauthority", kind, "taint", "-authorityID", id])?;
+        self.server(&["localauthority", kind, "revoke", "-authorityID", id]).map(drop)
+    }
+
+    fn authority(&self, arguments: &[&str], which: &str) -> Result<String> {
+        let said = self.server(&[arguments, &["-output", "json"]].concat())?;
+        let answer: serde_json::Value = serde_json::from_str(&said)?;
+        let id = answer.pointer(&format!("/{which}/authority_id")).and_then(serde_json::Value::as_str);
+        id.map(str::to_owned).with_context(|| format!("no {which} authority in {said}"))
+    }
+
+    /// Starts an agent that has never been attested before: it gets an identity of its own, and keeps it.
+    pub async fn attest(&self, broker: Broker) -> Result<()> {
+        for kept in ["agent", "agent-keys"] {
+            fs::remove_dir_all(self.path(kept))?;
+            fs::create_dir_all(self.path(kept))?;
+        }
+        fs::write(self.path("bundle.pem"), self.server(&["bundle", "show"])?)?;
+        let said = self.server(&["token", "generate", "-spiffeID", NODE])?;
+        let token = field(&said, "Token").with_context(|| said.clone())?;
+        self.run_agent(broker, Some(&token)).await
+    }
+
+    /// Starts the agent as it was.
+    pub async fn start_agent(&self) -> Result<()> {
+        self.run_agent(Broker::Ours, None).await
+    }
+
+    /// SIGKILL to the agent.
+    pub async fn kill_agent(&self) -> Result<()> {
+        self.agent.lock().await.take().context("the SPIRE agent does not run")?.kill()
+    }
+
+    async fn run_agent(&self, broker: Broker, token: Option<&str>) -> Result<()> {
+        fs::create_dir_all("/run/spire/api")?;
+        // SPIRE gives its socket to one group, and the directory says which: the page's second way.
+        let directory = Path::new("/run/spire/broker");
+        fs::create_dir_all(directory)?;
+        rustix::fs::chown(directory, None, Some(rustix::fs::Gid::from_raw(AGENT_UID)))?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o2750))?;
+        fs::write(self.path("agent.hcl"), self.agent_config(broker)?)?;
+        let [kubeconfig, _] = self.credentials();
+        let mut command = privileged(&self.programs.agent);
+        command.env("KUBECONFIG", kubeconfig).arg("run").arg("-config").arg(self.path("agent.hcl"));
+        command.args(token.map(|token| ["-joinToken", token]).into_iter().flatten());
+        let mut agent = Process::start("spire-agent", command, &self.path("agent.log"))?;
+        agent
+            .wait_until(START, "serving", async || {
+                let serves = async |socket: &str| UnixStream::connect(socket).await.is_ok();
+                serves(WORKLOAD_SOCKET).await && (broker == Broker::Missing || serves(BROKER_SOCKET).await)
+            })
+            .await?;
+        *self.agent.lock().await = Some(agent);
+        Ok(())
+    }
+
+    fn agent_config(&self, broker: Broker) -> Result<String> {
+        let root = self.home.display();
+        let [_, token] = self.credentials();
+        let own = format!(
+            r#"  data_dir = "{root}/agent"
+  server_address = "127.0.0.1"
+  server_port = "{PORT}"
+  trust_domain = "{TRUST_DOMAIN}"
+  trust_bundle_path = "{root}/bundle.pem"
+  log_level = "INFO""#
+        );
+        let plugins = format!(
+            r#"  NodeAttestor "join_token" {{ plugin_data {{}} }}
+  KeyManager "disk" {{ plugin_data {{ directory = "{root}/agent-keys" }} }}"#
+        );
+        // As a pod on the node's network has it; outside of one the names are ours to give.
+        let k8s = format!(
+            r#"    kubelet_ca_path = "{}"
+    token_path = "{}"
+    node_name = "{NODE_ADDRESS}""#,
+            self.kubelet_ca.display(),
+            token.display()
+        );
+        page::agent(broker, &own, "    sync_interval = \"1s\"", &plugins, &k8s)
+    }
+
+    /// Ends of both logs.
+    pub fn said(&self) -> String {
+        ["server.log", "agent.log"]
+            .map(|name| format!("--- {name}\n{}\n", countersign_tests::processes::tail(&self.path(name), 40)))
+            .concat()
+    }
+}
+
+/// The value after `name` and a colon, in what `spire-server` prints.
+fn field(said: &str, name: &str) -> Option<String> {
+    let line = said.lines().find_map(|line| line.trim().strip_prefix(name));
+    line.and_then(|rest| rest.trim_start().strip_prefix(':')).map(|value| value.trim().to_owned())
+}
+
+/// Builds server and agent where they are not built yet, which needs the network.
+pub fn build() -> Result<()> {
+    programs().map(drop)
+}
+
+fn programs() -> Result<Programs> {
+    let output = Command::new(workspace().join("tests/tools/build.sh"))
+        .args(["spire-server", "spire-agent"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("tests/tools/build.sh")?;
+    ensure!(output.status.success(), "tests/tools/build.sh: {}", output.status);
+    let said = String::from_utf8(output.stdout)?;
+    let mut paths = said.lines().map(PathBuf::from);
+    let mut next = || paths.next().context("a path of a program");
+    Ok(Programs { server: next()?, agent: next()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_server_prints_has_fields() {
+        let said = "Entry ID         : 42-a\nSPIFFE ID        : spiffe://example.org/x\n";
+        assert_eq!(field(said, "Entry ID").as_deref(), Some("42-a"));
+        assert_eq!(field("Token: t\n", "Token").as_deref(), Some("t"));
+        assert_eq!(field(said, "Revision"), None);
+    }
+}

@@ -1,0 +1,208 @@
+//! What goes wrong with SPIRE, and what pods see of it: nothing, or a sentence that says what to do.
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use countersign_cluster::pods::{LIMIT, Space, until};
+use countersign_spire_tests::entry::Entry;
+use countersign_spire_tests::files::Files;
+use countersign_spire_tests::page::{self, Broker};
+use countersign_spire_tests::spire::{BROKER_SOCKET, US};
+use countersign_spire_tests::world::{Case, Kind, World, case, files, follow};
+use countersign_tests::processes::{AGENT_UID, Process, privileged};
+use futures_util::future::try_join_all;
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+use tokio::net::UnixStream;
+
+use crate::life::{INJECT, SOON, X509, id};
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("an_agent_that_dies_changes_no_file", Kind::Alone, agent_restart),
+        case("an_agent_attested_anew_takes_nobodys_files", Kind::Alone, attested_anew),
+        case("a_server_away_for_longer_than_an_svid_lives", Kind::Alone, server_away),
+        case("whoever_else_listens_on_the_socket_is_refused", Kind::Alone, impostor),
+        case("what_spires_agent_lacks_is_said", Kind::Alone, misconfigured),
+        case("a_namespace_without_rights_is_told_which", Kind::Harmless, no_rights),
+    ]
+}
+
+/// Pods of five service accounts, which all have entries.
+async fn many(world: &World, space: &Space, pods: usize) -> Result<Vec<Pod>> {
+    for account in 0..5 {
+        let account = format!("app-{account}");
+        space.account(&account).await?;
+        world.spire.create(Entry::account(space.name(), &account))?;
+    }
+    let starting = (0..pods).map(async |n| {
+        let mut manifest = space.manifest(&format!("pod-{n}"), &[INJECT, X509]);
+        manifest["spec"]["serviceAccountName"] = json!(format!("app-{}", n % 5));
+        space.start_from(&manifest).await
+    });
+    try_join_all(starting).await
+}
+
+fn all(pods: &[Pod]) -> Result<Vec<Files>> {
+    pods.iter().map(files).collect()
+}
+
+async fn agent_restart(world: Arc<World>) -> Result<()> {
+    let space = world.space("agent-dies").await?;
+    let pods = many(&world, &space, 20).await?;
+    let mut followers = pods.iter().map(follow).collect::<Result<Vec<_>>>()?;
+    let before = all(&pods)?;
+    world.spire.kill_agent().await?;
+    ensure!(all(&pods)? == before);
+    world.spire.start_agent().await?;
+    // Whoever comes now is served as before.
+    space.start("late", &[X509]).await.err();
+    world.spire.create(Entry::account(space.name(), "default"))?;
+    space.running("late").await?;
+    ensure!(all(&pods)? == before, "files were written for nothing");
+    // And the streams are there again: a change reaches everybody, and is the first that is written.
+    let roots = before[0].blocks("ca.crt").len();
+    world.spire.prepare("x509")?;
+    for follower in &mut followers {
+        follower.becomes(SOON, "given the new root", |files| files.blocks("ca.crt").len() > roots).await?;
+        ensure!(follower.swaps == 1, "{} swaps", follower.swaps);
+    }
+    space.remove().await
+}
+
+async fn attested_anew(world: Arc<World>) -> Result<()> {
+    let space = world.space("attested").await?;
+    world.spire.create(Entry::account("attested", "default"))?;
+    let pod = space.start("api", &[X509, ("countersign.dev/on-revoked", "wipe")]).await?;
+    let (before, mut follower) = (files(&pod)?, follow(&pod)?);
+    let withdrawn = [r#"result="withdrawn""#];
+    let counted = world.counted("countersign_identity_push_total", &withdrawn).await?;
+    world.spire.kill_agent().await?;
+    world.spire.attest(Broker::Ours).await?;
+    // The new agent signs anew. No generation on the way there is without its key.
+    let broken = std::cell::Cell::new(false);
+    follower
+        .becomes(SOON, "signed anew", |files| {
+            broken.set(broken.get() || files.identity().is_err());
+            broken.get() || files.text("tls.crt") != before.text("tls.crt")
+        })
+        .await?;
+    ensure!(!broken.get() && files(&pod)?.identity()? == id("attested"), "{:?}", files(&pod)?.0.keys());
+    ensure!(world.counted("countersign_identity_push_total", &withdrawn).await? == counted);
+    space.delete("api").await?;
+    space.remove().await
+}
+
+async fn server_away(world: Arc<World>) -> Result<()> {
+    let space = world.space("server").await?;
+    world.spire.create(Entry::account("server", "default").living(20))?;
+    let asks = [X509, ("secret.countersign.dev/p", "sops:server.db#password"), ("countersign.dev/refresh", "1s")];
+    let pod = space.start("api", &asks).await?;
+    let mut follower = follow(&pod)?;
+    world.spire.kill_server().await?;
+    let outcome = async {
+        // It is told while there is time, and again when there is none left: the last files stay.
+        space.event("api", &["IdentityEnding"]).await?;
+        let event = space.event("api", &["RefreshFailing", "has ended"]).await?;
+        ensure!(event.contains("SVID"), "{event}");
+        let held = files(&pod)?;
+        ensure!(held.identity()? == id("server") && held.text("p") == "for-server");
+        // No store is asked in its name any more.
+        let read = [r#"store="sops""#];
+        let reads = world.counted("countersign_fetch_total", &read).await?;
+        let turns = world.counted("countersign_turns_total", &[]).await?;
+        until(LIMIT, "tried again", async || {
+            let now = world.counted("countersign_turns_total", &[]).await?;
+            Ok((now >= turns + 2.0).then_some(()))
+        })
+        .await?;
+        ensure!(world.counted("countersign_fetch_total", &read).await? == reads, "the store was asked");
+        // Nobody new is given what has ended.
+        space.create(&space.manifest("late", &[INJECT, X509])).await?;
+        space.event("late", &["FailedMount"]).await?;
+        Ok::<_, anyhow::Error>(held)
+    };
+    let outcome = outcome.await;
+    world.spire.start_server().await?;
+    let held = outcome?;
+    follower.becomes(SOON, "renewed", |files| files.text("tls.crt") != held.text("tls.crt")).await?;
+    space.running("late").await?;
+    space.remove().await
+}
+
+async fn impostor(world: Arc<World>) -> Result<()> {
+    let space = world.space("impostor").await?;
+    world.spire.create(Entry::account("impostor", "default"))?;
+    let directory = world.directory.join("impostor");
+    std::fs::create_dir_all(&directory)?;
+    let written = directory.display().to_string();
+    let somebody = "spiffe://example.org/somebody";
+    world.spire.server(&["x509", "mint", "-spiffeID", somebody, "-write", &written])?;
+    let pod = space.start("before", &[X509]).await?;
+    let before = files(&pod)?;
+    world.spire.kill_agent().await?;
+    std::fs::remove_file(BROKER_SOCKET).ok();
+    let mut command = privileged(std::path::Path::new("openssl"));
+    command.args(["s_server", "-quiet", "-alpn", "h2", "-unix", BROKER_SOCKET]);
+    command.arg("-cert").arg(directory.join("svid.pem")).arg("-key").arg(directory.join("key.pem"));
+    let mut server = Process::start("openssl", command, &directory.join("log"))?;
+    let listens = async || UnixStream::connect(BROKER_SOCKET).await.is_ok();
+    server.wait_until(SOON, "listening", listens).await?;
+    rustix::fs::chown(BROKER_SOCKET, None, Some(rustix::fs::Gid::from_raw(AGENT_UID)))?;
+    std::fs::set_permissions(BROKER_SOCKET, std::os::unix::fs::PermissionsExt::from_mode(0o770))?;
+    space.create(&space.manifest("victim", &[INJECT, X509])).await?;
+    let event = space.event("victim", &["FailedMount", "which is no SPIRE agent", somebody]).await;
+    server.kill()?;
+    std::fs::remove_file(BROKER_SOCKET).ok();
+    world.spire.start_agent().await?;
+    event?;
+    // The socket is SPIRE's again, another file of the same name.
+    space.running("victim").await?;
+    ensure!(files(&pod)? == before);
+    space.remove().await
+}
+
+async fn misconfigured(world: Arc<World>) -> Result<()> {
+    let space = world.space("misconfigured").await?;
+    world.spire.create(Entry::account("misconfigured", "default"))?;
+    let outcome = async {
+        for (pod, broker, remedy) in [
+            (
+                "anothers",
+                Broker::Anothers,
+                "add spiffe://example.org/countersign/agent to brokers in its experimental.broker block",
+            ),
+            ("unattested", Broker::Unattested, "an experimental.broker block that names"),
+            ("missing", Broker::Missing, "is the SPIRE agent configured to have this socket"),
+        ] {
+            world.spire.kill_agent().await?;
+            std::fs::remove_file(BROKER_SOCKET).ok();
+            world.spire.attest(broker).await?;
+            space.create(&space.manifest(pod, &[INJECT, X509])).await?;
+            space.event(pod, &["FailedMount", remedy]).await?;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let outcome = outcome.await;
+    world.spire.kill_agent().await?;
+    world.spire.attest(Broker::Ours).await?;
+    outcome?;
+    for pod in ["anothers", "unattested", "missing"] {
+        let pod = space.running(pod).await?;
+        ensure!(files(&pod)?.identity()? == id("misconfigured"));
+    }
+    space.remove().await
+}
+
+async fn no_rights(world: Arc<World>) -> Result<()> {
+    let space = world.bare_space("unlisted").await?;
+    world.spire.create(Entry::account("unlisted", "default"))?;
+    space.create(&space.manifest("outside", &[INJECT, X509])).await?;
+    let words = ["FailedMount", "impersonate-via-spire", "pods in namespace unlisted", US];
+    space.event("outside", &words).await?;
+    world.apply(&page::rights("unlisted")?)?;
+    let pod = space.running("outside").await?;
+    ensure!(files(&pod)?.identity()? == id("unlisted"));
+    space.delete("outside").await?;
+    space.remove().await
+}
