@@ -1,6 +1,6 @@
 # What people and CI call: CI calls nothing else. Each target has one line that `make help` shows.
 .DEFAULT_GOAL := help
-.PHONY: help demo test vault-test vault-bench soak lint bench conformance interop fuzz deny chart admission image cluster-test cluster-bench cluster e2e kind-up kind-demo kind-down
+.PHONY: help demo test vault-test spire-test vault-bench soak lint bench conformance interop fuzz deny chart admission image cluster-test cluster-bench cluster e2e kind-up kind-demo kind-down
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEMO := $(if $(filter vault,$(STORE)),countersign-vault-demo,countersign-demo)
@@ -57,6 +57,10 @@ image: ## build both images (docker, podman or buildah) and their archives in ta
 cluster-test: ## start a real one-node Kubernetes, install the chart, run the end-to-end suite (root; CASES=text, KEEP=1)
 	@tests/cluster/image demo
 	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test -p countersign-cluster --lib --test e2e -- $(CASES)
+
+spire-test: ## a real SPIRE on such a cluster, set up by docs/spire.md: identities, rotation, faults (root; CASES=text, KEEP=1)
+	@tests/cluster/image demo
+	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test -p countersign-spire-tests -- $(CASES)
 
 cluster-bench: ## measure on such a cluster, beside the same pods with an emptyDir (root)
 	@tests/cluster/image release

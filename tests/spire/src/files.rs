@@ -1,15 +1,13 @@
 //! What is in a pod's volume, and what of it belongs together.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use countersign_tests::reader;
 use rustix::fs::inotify;
 use serde_json::Value;
@@ -34,8 +32,7 @@ impl Files {
 
     /// The DER blocks of a PEM file.
     pub fn blocks(&self, name: &str) -> Vec<Vec<u8>> {
-        let blocks = Pem::iter_from_buffer(self.text(name).as_bytes()).filter_map(Result::ok);
-        blocks.map(|pem| pem.contents).collect()
+        blocks(self.text(name))
     }
 
     /// The SPIFFE ID in `tls.crt`, whose key must be that of `tls.key` and whose issuer must be in `ca.crt`.
@@ -56,6 +53,14 @@ impl Files {
             _ => None,
         });
         uri.context("a URI name")
+    }
+
+    /// When the certificate in `tls.crt` ends.
+    pub fn ends(&self) -> Result<SystemTime> {
+        let chain = self.blocks("tls.crt");
+        let (_, leaf) = X509Certificate::from_der(chain.first().context("a leaf in tls.crt")?)?;
+        let seconds = u64::try_from(leaf.validity().not_after.timestamp())?;
+        Ok(UNIX_EPOCH + Duration::from_secs(seconds))
     }
 
     /// A part of the JWT in a file: 0 its header, 1 its claims.
@@ -95,6 +100,8 @@ impl Follower {
         loop {
             let files = Files::read(&self.volume)?;
             if done(&files) {
+                // What was seen may not have been heard of yet.
+                self.swaps += self.heard()?;
                 return Ok(files);
             }
             timeout_at(end, self.swapped())
@@ -104,39 +111,44 @@ impl Follower {
     }
 
     /// Waits for the next swap of `..data`.
-    pub async fn swapped(&mut self) -> Result<()> {
-        let mut space = [std::mem::MaybeUninit::uninit(); 4096];
+    async fn swapped(&mut self) -> Result<()> {
         loop {
             let mut ready = self.events.readable().await?;
-            let mut events = inotify::Reader::new(ready.get_inner().as_fd(), &mut space);
-            let mut swaps = 0;
-            loop {
-                match events.next() {
-                    Ok(event) => {
-                        let name = event.file_name().map(std::ffi::CStr::to_bytes);
-                        swaps += u32::from(name == Some(b"..data".as_slice()));
-                    }
-                    Err(rustix::io::Errno::AGAIN) => break,
-                    Err(error) => return Err(error.into()),
-                }
-            }
             ready.clear_ready();
+            let swaps = self.heard()?;
             self.swaps += swaps;
             if swaps > 0 {
                 return Ok(());
             }
         }
     }
+
+    /// The swaps that have been reported and not read yet.
+    fn heard(&self) -> Result<u32> {
+        let mut space = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(self.events.get_ref().as_fd(), &mut space);
+        let mut swaps = 0;
+        loop {
+            match events.next() {
+                Ok(event) => {
+                    let name = event.file_name().map(std::ffi::CStr::to_bytes);
+                    swaps += u32::from(name == Some(b"..data".as_slice()));
+                }
+                Err(rustix::io::Errno::AGAIN) => return Ok(swaps),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
 }
 
-/// The names that lie in a mounted volume as its pod sees them, without what begins with two dots.
-pub fn names(volume: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(volume)? {
-        let name = entry?.file_name();
-        let name: &OsStr = &name;
-        names.extend(name.to_str().filter(|name| !name.starts_with("..")).map(str::to_owned));
-    }
-    names.sort();
-    Ok(names)
+/// The DER blocks of a PEM text.
+pub fn blocks(text: &str) -> Vec<Vec<u8>> {
+    Pem::iter_from_buffer(text.as_bytes()).filter_map(Result::ok).map(|pem| pem.contents).collect()
+}
+
+/// A certificate in PEM.
+pub fn pem(der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }

@@ -6,4 +6,5 @@ pub mod files;
 pub mod nginx;
 pub mod page;
 pub mod spire;
+pub mod vault;
 pub mod world;

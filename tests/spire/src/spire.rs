@@ -7,8 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use countersign_cluster::layout::{NODE_ADDRESS, Files};
-use countersign_tests::processes::{AGENT_UID, Process, privileged, workspace};
+use countersign_cluster::layout::{Files, NODE_ADDRESS};
+use countersign_tests::processes::{AGENT_UID, Process, workspace};
+use countersign_vault_tests::authority::Authority;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
@@ -39,6 +40,33 @@ pub struct Spire {
     programs: Programs,
     home: PathBuf,
     kubelet_ca: PathBuf,
+    /// Where its bundle is served.
+    pub web: Web,
+}
+
+/// The bundle endpoint: HTTPS with a certificate of an ordinary authority.
+#[derive(Debug)]
+pub struct Web {
+    /// The file with the authority.
+    pub ca: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Web {
+    const PORT: u16 = 8445;
+
+    fn new(home: &Path) -> Result<Self> {
+        let authority = Authority::new("web test authority")?;
+        let ca = authority.write(&home.join("web-ca.pem"))?;
+        let (certificate, key) = authority.certificate(&["127.0.0.1"])?.write(home, "web")?;
+        Ok(Self { ca, certificate, key })
+    }
+
+    /// Its address.
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}/", Self::PORT)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -54,12 +82,14 @@ impl Spire {
         for name in ["server", "agent", "server-keys", "agent-keys"] {
             fs::create_dir_all(home.join(name))?;
         }
+        let web = Web::new(&home)?;
         let spire = Self {
             agent: Mutex::new(None),
             server: Mutex::new(None),
             programs: programs()?,
             home,
             kubelet_ca: files.pki("ca.crt"),
+            web,
         };
         spire.start_server().await?;
         Ok(spire)
@@ -90,16 +120,30 @@ server {{
   default_jwt_svid_ttl = "5m"
   jwt_issuer = "https://spire.{TRUST_DOMAIN}"
   experimental {{ cache_reload_interval = "1s" }}
+  federation {{ bundle_endpoint {{
+    address = "127.0.0.1"
+    port = {web_port}
+    refresh_hint = "5m"
+    profile "https_web" {{ serving_cert_file {{
+      cert_file_path = "{certificate}"
+      key_file_path = "{key}"
+      file_sync_interval = "1h"
+    }} }}
+  }} }}
 }}
 plugins {{
   DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{root}/server/data.sqlite3" }} }}
   NodeAttestor "join_token" {{ plugin_data {{}} }}
   KeyManager "disk" {{ plugin_data {{ keys_path = "{root}/server-keys/keys.json" }} }}
 }}
-"#
+"#,
+            web_port = Web::PORT,
+            certificate = self.web.certificate.display(),
+            key = self.web.key.display(),
         );
         fs::write(self.path("server.hcl"), config)?;
-        let mut command = privileged(&self.programs.server);
+        // It outlives the case that starts it, and with it the thread that a death signal would be bound to.
+        let mut command = Command::new(&self.programs.server);
         command.arg("run").arg("-config").arg(self.path("server.hcl"));
         let mut server = Process::start("spire-server", command, &self.path("server.log"))?;
         let socket = self.path("server.sock");
@@ -150,12 +194,17 @@ plugins {{
         self.server(&["bundle", "show", "-format", "spiffe"])
     }
 
-    /// Tells the server another trust domain's bundle, a SPIFFE bundle document.
-    pub fn set_bundle(&self, domain: &str, document: &str) -> Result<()> {
-        let path = self.path("foreign.json");
-        fs::write(&path, document)?;
+    /// The trust domain's roots, in DER.
+    pub fn roots(&self) -> Result<Vec<Vec<u8>>> {
+        Ok(crate::files::blocks(&self.server(&["bundle", "show"])?))
+    }
+
+    /// Tells the server another trust domain's bundle: its roots, in PEM.
+    pub fn set_bundle(&self, domain: &str, roots: &str) -> Result<()> {
+        let path = self.path("foreign.pem");
+        fs::write(&path, roots)?;
         let (id, path) = (format!("spiffe://{domain}"), path.display().to_string());
-        self.server(&["bundle", "set", "-id", &id, "-format", "spiffe", "-path", &path]).map(drop)
+        self.server(&["bundle", "set", "-id", &id, "-format", "pem", "-path", &path]).map(drop)
     }
 
     /// Prepares a new authority of a kind, `x509` or `jwt`, which is in the bundle from then on; its id.
@@ -217,7 +266,7 @@ plugins {{
         fs::set_permissions(directory, fs::Permissions::from_mode(0o2750))?;
         fs::write(self.path("agent.hcl"), self.agent_config(broker)?)?;
         let [kubeconfig, _] = self.credentials();
-        let mut command = privileged(&self.programs.agent);
+        let mut command = Command::new(&self.programs.agent);
         command.env("KUBECONFIG", kubeconfig).arg("run").arg("-config").arg(self.path("agent.hcl"));
         command.args(token.map(|token| ["-joinToken", token]).into_iter().flatten());
         let mut agent = Process::start("spire-agent", command, &self.path("agent.log"))?;

@@ -14,6 +14,7 @@ use countersign_cluster::namespace::{Entered, enter};
 use countersign_cluster::pods::{LIMIT, Space, is_ready, name, uid, until};
 use countersign_cluster::secrets::{SYSTEM, Store};
 use countersign_cluster::target::client;
+use countersign_cluster::tools::tool;
 use countersign_cluster::{images, node};
 use countersign_tests::http::Metrics;
 use countersign_tests::processes::workspace;
@@ -28,6 +29,7 @@ use tokio::time::timeout;
 use crate::entry::Entry;
 use crate::files::{Files, Follower};
 use crate::page::{self, Broker};
+use crate::vault::Vault;
 use crate::spire::{BROKER_SOCKET, Spire, TRUST_DOMAIN, WORKLOAD_SOCKET};
 
 /// No case takes longer than this unless something hangs.
@@ -107,6 +109,8 @@ pub struct World {
     /// The values the release was installed with.
     pub values: Value,
     // Who asks ends before who is asked.
+    /// Vault.
+    pub vault: Vault,
     /// SPIRE.
     pub spire: Spire,
     /// Kubernetes.
@@ -139,8 +143,12 @@ impl World {
             "spire",
             json!({"enabled": true, "workloadSocket": WORKLOAD_SOCKET, "brokerSocket": BROKER_SOCKET}),
         );
+        let vault = Vault::start(&spire.web).await?;
+        for (key, value) in vault.values()? {
+            set(&mut values, key, value);
+        }
         let world =
-            Self { helm, values, spire, cluster, directory: directory.to_owned(), order: RwLock::new(()) };
+            Self { helm, values, vault, spire, cluster, directory: directory.to_owned(), order: RwLock::new(()) };
         world.prepare(&agent, secrets).await.map_err(|error| error.context(world.spire.said()))?;
         if let Err(error) = world.helm.install(&world.values).await {
             let report = world.report().await;
@@ -163,6 +171,11 @@ impl World {
         self.apply(&format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {SYSTEM}, labels: {{pod-security.kubernetes.io/enforce: privileged}}}}\n"
         ))?;
+        let ca = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "vault-ca", "namespace": SYSTEM},
+            "data": {"ca.pem": self.vault.authority().pem()},
+        });
+        self.apply(&ca.to_string())?;
         let store = Store::new(agent, &self.directory.join("store"), self.client().await?).await?;
         store.write_all(secrets).await
     }
@@ -273,6 +286,7 @@ pub fn main(cases: Vec<Case>, secrets: &[(&str, Value)]) -> Result<ExitCode> {
         return Ok(libtest_mimic::run(&arguments, trials.collect()).exit_code());
     }
     crate::spire::build()?;
+    tool("vault")?;
     let place = match enter()? {
         Entered::Ended(code) => return Ok(code),
         Entered::Inside(place) => place,

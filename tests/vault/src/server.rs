@@ -42,8 +42,12 @@ impl Vault {
 
     /// The same with this binary.
     pub async fn start_with(binary: PathBuf) -> Result<Self> {
+        Self::start_at(binary, free_address()?).await
+    }
+
+    /// The same at this address.
+    pub async fn start_at(binary: PathBuf, address: SocketAddr) -> Result<Self> {
         let scratch = Scratch::new()?;
-        let address = free_address()?;
         let authority = Authority::new("vault test authority")?;
         authority.write(&scratch.path().join("ca.crt"))?;
         let (certificate, key) = authority.certificate_at(address)?.write(scratch.path(), "vault")?;

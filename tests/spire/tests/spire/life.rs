@@ -33,13 +33,13 @@ pub(crate) fn id(namespace: &str) -> String {
 }
 
 async fn before_it_runs(world: Arc<World>) -> Result<()> {
-    let space = world.space("payments").await?;
-    world.spire.create(Entry::account("payments", "default"))?;
+    let space = world.space("first").await?;
+    world.spire.create(Entry::account("first", "default"))?;
     let asks = [
         INJECT,
         X509,
         ("jwt.countersign.dev/token", "https://api.example.com"),
-        ("secret.countersign.dev/password", "sops:payments.db#password"),
+        ("secret.countersign.dev/password", "sops:first.db#password"),
     ];
     let mut manifest = space.manifest("api", &asks);
     // The first process of the pod sees them all.
@@ -49,7 +49,7 @@ async fn before_it_runs(world: Arc<World>) -> Result<()> {
     let pod = space.start_from(&manifest).await?;
     ensure!(space.log("api", "first").await? == "hunter2\n");
     let files = files(&pod)?;
-    let id = id("payments");
+    let id = id("first");
     ensure!(files.identity()? == id, "{}", files.identity()?);
     let claims = files.jwt("token", 1)?;
     ensure!(claims["sub"] == id && claims["aud"] == json!(["https://api.example.com"]), "{claims}");

@@ -5,6 +5,7 @@
 mod faults;
 mod life;
 mod rotation;
+mod stores;
 
 use std::process::ExitCode;
 
@@ -13,12 +14,13 @@ use serde_json::json;
 
 fn main() -> Result<ExitCode> {
     let secrets = [
-        ("payments.db", json!({"password": "hunter2"})),
+        ("first.db", json!({"password": "hunter2"})),
         ("server.db", json!({"password": "for-server"})),
         ("withdrawn.db", json!({"password": "for-withdrawn"})),
     ];
     let mut cases = life::cases();
     cases.extend(rotation::cases());
+    cases.extend(stores::cases());
     cases.extend(faults::cases());
     countersign_spire_tests::world::main(cases, &secrets)
 }
