@@ -48,10 +48,10 @@ impl Files {
         });
         ensure!(vouched, "no root in ca.crt vouches for tls.crt");
         let names = leaf.subject_alternative_name()?.context("names")?;
-        let uri = names.value.general_names.iter().find_map(|name| match name {
-            GeneralName::URI(uri) => Some((*uri).to_owned()),
-            _ => None,
-        });
+        let uri =
+            names.value.general_names.iter().find_map(|name| {
+                if let GeneralName::URI(uri) = name { Some((*uri).to_owned()) } else { None }
+            });
         uri.context("a URI name")
     }
 
@@ -82,7 +82,10 @@ pub struct Follower {
 
 impl Follower {
     /// From now on.
-    #[expect(deprecated, reason = "the descriptor is ours, and closed with this; the way that is not deprecated is unsafe")]
+    #[expect(
+        deprecated,
+        reason = "the descriptor is ours, and closed with this; the way that is not deprecated is unsafe"
+    )]
     pub fn new(volume: &Path) -> Result<Self> {
         let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
         inotify::add_watch(&events, volume, inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::ONLYDIR)?;
@@ -149,6 +152,7 @@ pub fn blocks(text: &str) -> Vec<Vec<u8>> {
 /// A certificate in PEM.
 pub fn pem(der: &[u8]) -> String {
     let text = STANDARD.encode(der);
-    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+    let lines: Vec<&str> =
+        text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }

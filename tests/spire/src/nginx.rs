@@ -42,8 +42,10 @@ impl Nginx {
         let program = installed("nginx").context("apt-get install nginx-light")?;
         let mut command = privileged(&program);
         command.arg("-c").arg(home.join("nginx.conf")).arg("-p").arg(&home);
-        let mut nginx =
-            Self { process: Process::start("nginx", command, &home.join("log"))?, openssl: installed("openssl")? };
+        let mut nginx = Self {
+            process: Process::start("nginx", command, &home.join("log"))?,
+            openssl: installed("openssl")?,
+        };
         let listens = async || tokio::net::TcpStream::connect(ADDRESS).await.is_ok();
         nginx.process.wait_until(START, "listening", listens).await?;
         Ok(nginx)

@@ -48,7 +48,8 @@ pub fn agent(broker: Broker, agent: &str, experimental: &str, plugins: &str, k8s
 pub fn rights(namespace: &str) -> Result<String> {
     let page = Page::read("spire.md")?;
     let blocks = page.under("Entries and rights", "yaml")?;
-    let text: String = blocks.iter().map(|block| format!("---\n{}", block.text)).collect();
+    let texts: Vec<&str> = blocks.iter().map(|block| block.text.as_str()).collect();
+    let text = texts.join("---\n");
     let place = format!("namespace: {NAMESPACE}");
     ensure!(text.contains(&place), "docs/spire.md: no {place:?} among the rights");
     Ok(text.replace(&place, &format!("namespace: {namespace}")))
@@ -87,10 +88,14 @@ mod tests {
     #[test]
     fn the_page_has_what_is_run() {
         let ours = agent(Broker::Ours, "A = 1", "E = 1", "P {}", "K = 1").unwrap();
-        for part in ["agent {\nA = 1\n", "experimental {\nE = 1\n", "plugins {\nP {}\n", "plugin_data {\nK = 1\n", US] {
+        for part in
+            ["agent {\nA = 1\n", "experimental {\nE = 1\n", "plugins {\nP {}\n", "plugin_data {\nK = 1\n", US]
+        {
             assert!(ours.contains(part), "{part:?} is not in {ours}");
         }
-        assert!(!agent(Broker::Missing, "", "", "", "").unwrap().contains("socket_path = \"/run/spire/broker"));
+        assert!(
+            !agent(Broker::Missing, "", "", "", "").unwrap().contains("socket_path = \"/run/spire/broker")
+        );
         assert!(!agent(Broker::Unattested, "", "", "", "").unwrap().contains("access_policy"));
         assert!(rights("e2e").unwrap().contains("namespace: e2e"));
     }

@@ -177,7 +177,7 @@ plugins {{
     }
 
     /// Makes an entry for this node; its id.
-    pub fn create(&self, entry: Entry) -> Result<String> {
+    pub fn create(&self, entry: &Entry) -> Result<String> {
         let mut arguments = vec!["entry", "create", "-parentID", NODE];
         arguments.extend(entry.arguments.iter().map(String::as_str));
         let said = self.server(&arguments)?;

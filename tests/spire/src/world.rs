@@ -1,5 +1,6 @@
 //! What every case has: a node, SPIRE on it, and the chart installed as `docs/spire.md` has it.
 
+use std::fmt::Write;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -29,8 +30,8 @@ use tokio::time::timeout;
 use crate::entry::Entry;
 use crate::files::{Files, Follower};
 use crate::page::{self, Broker};
-use crate::vault::Vault;
 use crate::spire::{BROKER_SOCKET, Spire, TRUST_DOMAIN, WORKLOAD_SOCKET};
+use crate::vault::Vault;
 
 /// No case takes longer than this unless something hangs.
 const LIMIT_OF_CASE: Duration = Duration::from_secs(240);
@@ -147,8 +148,15 @@ impl World {
         for (key, value) in vault.values()? {
             set(&mut values, key, value);
         }
-        let world =
-            Self { helm, values, vault, spire, cluster, directory: directory.to_owned(), order: RwLock::new(()) };
+        let world = Self {
+            helm,
+            values,
+            vault,
+            spire,
+            cluster,
+            directory: directory.to_owned(),
+            order: RwLock::new(()),
+        };
         world.prepare(&agent, secrets).await.map_err(|error| error.context(world.spire.said()))?;
         if let Err(error) = world.helm.install(&world.values).await {
             let report = world.report().await;
@@ -167,7 +175,7 @@ impl World {
         std::fs::write(kubeconfig, admin.replace("admin-token", issued.trim()))?;
         self.spire.attest(Broker::Ours).await?;
         let us = ["k8s:ns:countersign-system", "k8s:sa:countersign-agent"];
-        self.spire.create(Entry::new("countersign/agent", &us).living(24 * 3600))?;
+        self.spire.create(&Entry::new("countersign/agent", &us).living(24 * 3600))?;
         self.apply(&format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {SYSTEM}, labels: {{pod-security.kubernetes.io/enforce: privileged}}}}\n"
         ))?;
@@ -213,7 +221,8 @@ impl World {
     pub async fn metrics(&self) -> Result<Metrics> {
         let nodes = self.system().await?.ready("app.kubernetes.io/component=node").await?;
         let pod = nodes.first().context("a ready pod of driver and agent")?;
-        let address = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()).context("its address")?;
+        let address =
+            pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()).context("its address")?;
         Metrics::scrape(SocketAddr::new(address.parse()?, 9410)).await
     }
 
@@ -229,12 +238,12 @@ impl World {
             for pod in system.api::<Pod>().list(&ListParams::default()).await.into_iter().flatten() {
                 let Ok(name) = name(&pod) else { continue };
                 let events = system.events(name).await.unwrap_or_default();
-                text += &format!("--- pod {name}: {events:#?}\n");
+                writeln!(text, "--- pod {name}: {events:#?}").ok();
                 for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
                     let log = system.log(name, &container.name).await.unwrap_or_default();
                     let skip = log.lines().count().saturating_sub(40);
                     let lines: Vec<_> = log.lines().skip(skip).collect();
-                    text += &format!("--- {name}/{}\n{}\n", container.name, lines.join("\n"));
+                    writeln!(text, "--- {name}/{}\n{}", container.name, lines.join("\n")).ok();
                 }
             }
         }

@@ -34,7 +34,7 @@ pub(crate) fn id(namespace: &str) -> String {
 
 async fn before_it_runs(world: Arc<World>) -> Result<()> {
     let space = world.space("first").await?;
-    world.spire.create(Entry::account("first", "default"))?;
+    world.spire.create(&Entry::account("first", "default"))?;
     let asks = [
         INJECT,
         X509,
@@ -67,11 +67,14 @@ async fn late_entry(world: Arc<World>) -> Result<()> {
         Ok(node::directory(uid(&pod)?).join("volumes/kubernetes.io~csi").exists().then_some(()))
     };
     until(SOON, "being mounted", asked).await?;
-    world.spire.create(Entry::account("late", "default"))?;
+    world.spire.create(&Entry::account("late", "default"))?;
     let pod = space.running("prompt").await?;
     ensure!(files(&pod)?.identity()? == id("late"));
     let events = space.events("prompt").await?;
-    ensure!(!events.iter().any(|event| event.contains("FailedMount")), "it had to be asked twice: {events:#?}");
+    ensure!(
+        !events.iter().any(|event| event.contains("FailedMount")),
+        "it had to be asked twice: {events:#?}"
+    );
     space.delete("prompt").await?;
     space.remove().await
 }
@@ -82,7 +85,7 @@ async fn very_late_entry(world: Arc<World>) -> Result<()> {
     // It says which selectors an entry could have, and waits on.
     let words = ["FailedMount", "no registration entry", "k8s:ns:very-late", "k8s:sa:default"];
     space.event("patient", &words).await?;
-    world.spire.create(Entry::account("very-late", "default"))?;
+    world.spire.create(&Entry::account("very-late", "default"))?;
     let pod = space.running("patient").await?;
     ensure!(files(&pod)?.identity()? == id("very-late"));
     space.delete("patient").await?;
@@ -94,8 +97,8 @@ async fn deleted_entry(world: Arc<World>) -> Result<()> {
     for account in ["goes", "stays"] {
         space.account(account).await?;
     }
-    let entry = world.spire.create(Entry::account("withdrawn", "goes"))?;
-    world.spire.create(Entry::account("withdrawn", "stays"))?;
+    let entry = world.spire.create(&Entry::account("withdrawn", "goes"))?;
+    world.spire.create(&Entry::account("withdrawn", "stays"))?;
     let mut pods = Vec::new();
     for (name, account, policy) in
         [("keeping", "goes", "keep"), ("wiping", "goes", "wipe"), ("other", "stays", "wipe")]
@@ -116,7 +119,7 @@ async fn deleted_entry(world: Arc<World>) -> Result<()> {
     ensure!(files(other)? == others, "the files of a pod with another entry");
     space.event("wiping", &["no registration entry"]).await?;
     // It comes back with its entry.
-    world.spire.create(Entry::account("withdrawn", "goes"))?;
+    world.spire.create(&Entry::account("withdrawn", "goes"))?;
     let back = follower.becomes(SOON, "whole again", |files| files.identity().is_ok()).await?;
     ensure!(back.text("password") == "for-withdrawn");
     for pod in ["keeping", "wiping", "other"] {

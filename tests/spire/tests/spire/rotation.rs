@@ -27,7 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
 async fn renewals(world: Arc<World>) -> Result<()> {
     let space = world.space("renewals").await?;
     // SPIRE renews at half of it.
-    world.spire.create(Entry::account("renewals", "default").living(20))?;
+    world.spire.create(&Entry::account("renewals", "default").living(20))?;
     let pod = space.start("reader", &[X509, ("svid.countersign.dev/pem", "pair.pem")]).await?;
     let (mut last, mut follower) = (files(&pod)?, follow(&pod)?);
     for renewal in 1..=3 {
@@ -46,17 +46,19 @@ async fn renewals(world: Arc<World>) -> Result<()> {
 
 async fn nginx(world: Arc<World>) -> Result<()> {
     let space = world.space("nginx").await?;
-    world.spire.create(Entry::account("nginx", "default").living(40))?;
+    world.spire.create(&Entry::account("nginx", "default").living(40))?;
     let pod = space.start("web", &[X509]).await?;
     let mut follower = follow(&pod)?;
     let mut last = files(&pod)?;
     let nginx = Nginx::start(&world.directory, &volume(&pod)?).await?;
     ensure!(nginx.serves()? == last.blocks("tls.crt")[0], "another certificate than the file's");
     for _ in 0..2 {
-        last = follower.becomes(SOON, "renewed", |files| files.text("tls.crt") != last.text("tls.crt")).await?;
+        last =
+            follower.becomes(SOON, "renewed", |files| files.text("tls.crt") != last.text("tls.crt")).await?;
         nginx.reload()?;
         let leaf = last.blocks("tls.crt")[0].clone();
-        until(SOON, "serving the new certificate", async || Ok((nginx.serves()? == leaf).then_some(()))).await?;
+        until(SOON, "serving the new certificate", async || Ok((nginx.serves()? == leaf).then_some(())))
+            .await?;
     }
     nginx.end()?;
     space.delete("web").await?;
@@ -68,9 +70,9 @@ async fn federation(world: Arc<World>) -> Result<()> {
     let partner = Authority::new("partner's root")?;
     world.spire.set_bundle("partner.example", partner.pem())?;
     let entry = Entry::account("federation", "default").federating("partner.example");
-    world.spire.create(entry)?;
+    world.spire.create(&entry)?;
     space.account("alone").await?;
-    world.spire.create(Entry::account("federation", "alone"))?;
+    world.spire.create(&Entry::account("federation", "alone"))?;
     let optional = ("bundle.countersign.dev/partner.pem", "partner.example?optional");
     let pod = space.start("api", &[X509, optional]).await?;
     // SPIRE's agent may have the entry before the bundle; the file is optional, and comes with it.
@@ -93,7 +95,7 @@ async fn federation(world: Arc<World>) -> Result<()> {
 
 async fn new_authority(world: Arc<World>) -> Result<()> {
     let space = world.space("authority").await?;
-    world.spire.create(Entry::account("authority", "default"))?;
+    world.spire.create(&Entry::account("authority", "default"))?;
     let pod = space.start("api", &[X509, ("svid.countersign.dev/jks-truststore", "ca.jks")]).await?;
     let (before, mut follower) = (files(&pod)?, follow(&pod)?);
     let (old, roots) = (world.spire.active("x509")?, before.blocks("ca.crt"));
@@ -105,13 +107,15 @@ async fn new_authority(world: Arc<World>) -> Result<()> {
     world.spire.activate("x509", &new)?;
     // Tainted: everybody is signed anew, and trusts both meanwhile.
     world.spire.server(&["localauthority", "x509", "taint", "-authorityID", &old])?;
-    let signed =
-        follower.becomes(SOON, "signed anew", |files| files.text("tls.crt") != before.text("tls.crt")).await?;
+    let signed = follower
+        .becomes(SOON, "signed anew", |files| files.text("tls.crt") != before.text("tls.crt"))
+        .await?;
     ensure!(signed.identity()? == id("authority"));
     world.spire.server(&["localauthority", "x509", "revoke", "-authorityID", &old])?;
     let first = roots.first().context("a root")?;
-    let after =
-        follower.becomes(SOON, "rid of the old root", |files| !files.blocks("ca.crt").contains(first)).await?;
+    let after = follower
+        .becomes(SOON, "rid of the old root", |files| !files.blocks("ca.crt").contains(first))
+        .await?;
     ensure!(after.identity()? == id("authority"));
     // Whoever comes now is served too: SPIRE's agent and ours have new SVIDs themselves.
     let late = space.start("late", &[X509]).await?;
@@ -129,7 +133,7 @@ fn jwt_keys(bundle: &str) -> Result<Vec<String>> {
 
 async fn new_jwt_authority(world: Arc<World>) -> Result<()> {
     let space = world.space("jwt").await?;
-    world.spire.create(Entry::account("jwt", "default"))?;
+    world.spire.create(&Entry::account("jwt", "default"))?;
     let token = ("jwt.countersign.dev/token", "https://api.example.com");
     let first = space.start("first", &[token]).await?;
     let kid = |pod| Ok::<_, anyhow::Error>(files(pod)?.jwt("token", 0)?["kid"].as_str().map(str::to_owned));
@@ -153,7 +157,7 @@ async fn same_name(world: Arc<World>) -> Result<()> {
     let space = world.space("same").await?;
     for account in ["first", "second"] {
         space.account(account).await?;
-        world.spire.create(Entry::account("same", account).living(20))?;
+        world.spire.create(&Entry::account("same", account).living(20))?;
     }
     let as_account = async |account: &str| {
         let mut manifest = space.manifest("api", &[INJECT, X509]);
@@ -170,7 +174,8 @@ async fn same_name(world: Arc<World>) -> Result<()> {
     let mut held = files(&new)?;
     for _ in 0..2 {
         ensure!(held.identity()? == "spiffe://example.org/ns/same/sa/second");
-        held = follower.becomes(SOON, "renewed", |files| files.text("tls.crt") != held.text("tls.crt")).await?;
+        held =
+            follower.becomes(SOON, "renewed", |files| files.text("tls.crt") != held.text("tls.crt")).await?;
     }
     ensure!(held.identity()? == "spiffe://example.org/ns/same/sa/second");
     space.delete("api").await?;
