@@ -106,7 +106,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let metrics = Arc::<Metrics>::default();
     let stores = open_stores(&config, clock, &metrics)?;
     let names = stores.keys().cloned().collect();
-    let identity = choose(identity, &api, trust_domain, clock)?;
+    let identity = choose(identity, &api, &cluster.node_name, trust_domain, clock)?;
 
     let sources = Measured::new(Audited(Configured { identity, stores }), Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
