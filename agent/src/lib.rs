@@ -17,6 +17,7 @@ pub mod kubernetes;
 pub mod log;
 pub mod mailbox;
 pub mod metrics;
+pub mod notify;
 pub mod render;
 pub mod request;
 pub mod run;

@@ -3,6 +3,7 @@
 mod duration;
 mod key;
 mod mode;
+mod on_change;
 mod parse;
 mod path;
 mod reference;
@@ -14,6 +15,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use on_change::OnChange;
 pub(crate) use suggest::nearest;
 pub(crate) use template::syntax;
 
@@ -34,6 +36,10 @@ pub struct Request {
     /// Whether a pod may start with a secret that another pod of the same identity has been given, while the store
     /// does not answer.
     pub stale_ok: bool,
+    /// Whom to tell when files have changed.
+    pub on_change: Option<OnChange>,
+    /// Which of several SVIDs of the pod this volume is for; none: the one that the agent is set up for.
+    pub hint: Option<Arc<str>>,
 }
 
 /// What becomes of a file when its secret was deleted, or access to it withdrawn, or when the SVID in it has ended

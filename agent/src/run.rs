@@ -110,9 +110,10 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
 
     let sources = Measured::new(Audited(Configured { identity, stores }), Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
-    let duties = Duties::new(&cluster, &api, clock)?;
+    let duties = Duties::new(&cluster, &api, &metrics, clock)?;
     let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::clone(&metrics));
-    let keeper = keeper.telling(duties.recorder.clone());
+    let keeper = keeper.telling(duties.recorder.clone()).notifying(duties.notifier.clone());
+    let on_change = duties.notifier.is_on();
     let reaching = Arc::clone(&world);
 
     let listener =
@@ -126,8 +127,14 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         driver_status: socket(STATUS_SOCKET),
     };
     let mailbox = Mailbox::default();
-    let service =
-        Service { keeper: handle, mailbox: mailbox.clone(), stores: Arc::new(names), metrics, clock };
+    let service = Service {
+        keeper: handle,
+        mailbox: mailbox.clone(),
+        stores: Arc::new(names),
+        on_change,
+        metrics,
+        clock,
+    };
 
     let (mailbox_socket, agent_socket) = (socket(MAILBOX_SOCKET), socket(AGENT_SOCKET));
     let in_link = |path: &Path| format!("--link-dir: socket {}", path.display());

@@ -1,12 +1,13 @@
 //! From a pod's attributes to a [`Request`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::key::Key;
 use super::{
-    Content, DEFAULT_REFRESH, FilePath, FileSpec, OnRevoked, Problem, Reference, Request, StoreNames,
-    Template, duration,
+    Content, DEFAULT_REFRESH, FilePath, FileSpec, OnChange, OnRevoked, Problem, Reference, Request,
+    StoreNames, Template, duration,
 };
 use crate::Error;
 use crate::spiffe::TrustDomain;
@@ -50,8 +51,8 @@ impl Request {
         for (key, value) in sorted {
             read(&mut files, &mut choices, &key, &value, stores)?;
         }
-        let Choices { refresh, on_revoked, stale_ok } = choices;
-        Ok(Self { files: files.finish()?, refresh, on_revoked, stale_ok })
+        let Choices { refresh, on_revoked, stale_ok, on_change, hint } = choices;
+        Ok(Self { files: files.finish()?, refresh, on_revoked, stale_ok, on_change, hint })
     }
 }
 
@@ -73,11 +74,19 @@ struct Choices {
     refresh: Duration,
     on_revoked: OnRevoked,
     stale_ok: bool,
+    on_change: Option<OnChange>,
+    hint: Option<Arc<str>>,
 }
 
 impl Default for Choices {
     fn default() -> Self {
-        Self { refresh: DEFAULT_REFRESH, on_revoked: OnRevoked::default(), stale_ok: false }
+        Self {
+            refresh: DEFAULT_REFRESH,
+            on_revoked: OnRevoked::default(),
+            stale_ok: false,
+            on_change: None,
+            hint: None,
+        }
     }
 }
 
@@ -138,6 +147,8 @@ fn read(
         Key::Refresh => choices.refresh = duration::parse(value.trim_ascii()).map_err(at)?,
         Key::OnRevoked => choices.on_revoked = on_revoked(value.trim_ascii()).map_err(at)?,
         Key::StaleOk => choices.stale_ok = flag(value.trim_ascii()).map_err(at)?,
+        Key::OnChange => choices.on_change = Some(OnChange::parse(value.trim_ascii()).map_err(at)?),
+        Key::Hint => choices.hint = Some(hint(value.trim_ascii()).map_err(at)?),
         Key::Inject => flag(value).map(drop).map_err(at)?,
         Key::Path => mount_path(value).map_err(at)?,
         Key::Containers => containers(value).map_err(at)?,
@@ -243,6 +254,17 @@ fn x509_names(value: &str) -> Result<[FilePath; 3], Problem> {
             "names {} files, but three are needed: chain, key and bundle, such as tls.crt,tls.key,ca.crt",
             if value.trim_ascii().is_empty() { 0 } else { others.len() }
         ))),
+    }
+}
+
+/// The name that a registration entry gives its SVID (SPIFFE Workload API §5.2.1).
+fn hint(value: &str) -> Result<Arc<str>, Problem> {
+    if (1..=1024).contains(&value.len()) && !value.chars().any(char::is_control) {
+        Ok(value.into())
+    } else {
+        Err(Problem::new(
+            "a hint has 1 to 1024 printable bytes; write the one of the registration entry that is meant",
+        ))
     }
 }
 

@@ -63,7 +63,7 @@ update_from!(broker::SubscribeToX509svidResponse);
 pub(super) enum Unusable {
     /// No SVID has the hint that was configured.
     #[error(
-        "none of the SVIDs has the hint {wanted:?}; those sent have {}; set `hint` in the registration entry, or another --spire-hint", found.join(", ")
+        "none of the SVIDs has the hint {wanted:?}; those sent have {}; set `hint` in the registration entry, or another svid.countersign.dev/hint or --spire-hint", found.join(", ")
     )]
     Hint {
         /// The configured one.

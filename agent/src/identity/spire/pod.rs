@@ -201,7 +201,8 @@ impl Watcher {
     /// Takes in a message; false if it says that the pod has no SVID at all.
     async fn take(&self, update: Update) -> bool {
         let office = &*self.office;
-        match update.read(&office.domain, office.hint.as_deref(), office.clock.wall()) {
+        let hint = self.workload.hint.as_deref().or(office.hint.as_deref());
+        match update.read(&office.domain, hint, office.clock.wall()) {
             Ok(Some(svid)) => {
                 self.hold(svid).await;
                 true

@@ -142,6 +142,7 @@ fn pod(uid: &str) -> Workload {
         pod_name: "api-0".into(),
         pod_uid: uid.into(),
         service_account: "api".into(),
+        hint: None,
     }
 }
 
@@ -632,6 +633,11 @@ async fn a_hint_chooses_among_several_identities() {
     let word = Word::Says(watch::channel(message).0);
     scene.fake.script.pods.lock().unwrap().insert("u1".into(), word);
     let _volume = scene.spire.subscribe(&pod("u1"));
+    assert_eq!(scene.svid(&pod("u1")).await.unwrap().spiffe_id.as_str(), outer.id);
+    // A volume may be for another one: it is followed by itself.
+    let wanted = Workload { hint: Some("internal".into()), ..pod("u1") };
+    let _third = scene.spire.subscribe(&wanted);
+    assert_eq!(scene.svid(&wanted).await.unwrap().spiffe_id.as_str(), inner.id);
     assert_eq!(scene.svid(&pod("u1")).await.unwrap().spiffe_id.as_str(), outer.id);
     scene.says("u2", &[&inner]);
     let _other = scene.spire.subscribe(&pod("u2"));
