@@ -132,6 +132,9 @@ fn explain(out: &mut String, pod: &Pod, domain: &TrustDomain, stores: &Stores) -
                 Content::X509ChainDer => "the X.509-SVID, DER".to_owned(),
                 Content::X509KeyDer => "its key, DER".to_owned(),
                 Content::X509BundleDer => "the trust bundle, DER".to_owned(),
+                Content::BundleFiles => {
+                    "every trust bundle, in a file called <trust domain> before this name".to_owned()
+                }
                 Content::X509BundleJks => "the trust bundle for Java".to_owned(),
                 Content::Bundle { trust_domain, .. } => format!("the trust bundle of {trust_domain}"),
                 Content::Jwt { audience } => format!("a JWT-SVID for {audience}"),
@@ -149,6 +152,7 @@ fn explain(out: &mut String, pod: &Pod, domain: &TrustDomain, stores: &Stores) -
                 | Content::X509BundleDer
                 | Content::X509BundleJks
                 | Content::Bundle { .. }
+                | Content::BundleFiles
                 | Content::Jwt { .. } => Vec::new(),
             };
             for reference in references {

@@ -96,6 +96,9 @@ pub enum Content {
         /// Without it, the file is left out instead of keeping the pod waiting.
         optional: bool,
     },
+    /// The bundle of every trust domain that the pod is to know: PEM, a file for each beside the one that is named here
+    /// (draft SPIFFE Filesystem Delivery).
+    BundleFiles,
     /// A JWT-SVID for this audience, without a line end.
     Jwt {
         /// The audience.
@@ -251,6 +254,7 @@ impl Request {
             | Content::X509BundleDer
             | Content::X509BundleJks
             | Content::Bundle { .. }
+            | Content::BundleFiles
             | Content::Jwt { .. } => &[],
         })
     }
@@ -269,7 +273,8 @@ impl Request {
             | Content::X509KeyDer
             | Content::X509BundleDer
             | Content::X509BundleJks
-            | Content::Bundle { .. } => None,
+            | Content::Bundle { .. }
+            | Content::BundleFiles => None,
         })
     }
 }

@@ -9,7 +9,7 @@ const SVID: &str = "svid.countersign.dev";
 const PLAIN: &str = "countersign.dev";
 const BUNDLE: &str = "bundle.countersign.dev";
 const DOMAINS: [&str; 6] = [SECRET, TEMPLATE, JWT, BUNDLE, SVID, PLAIN];
-const SVID_NAMES: [&str; 5] = ["x509", "pem", "der", "jks-truststore", "hint"];
+const SVID_NAMES: [&str; 6] = ["x509", "pem", "der", "jks-truststore", "folder", "hint"];
 const PLAIN_NAMES: [&str; 7] =
     ["refresh", "on-revoked", "stale-ok", "on-change", "inject", "path", "containers"];
 
@@ -32,6 +32,8 @@ pub(super) enum Key {
     Der,
     /// One file with the trust bundle for Java.
     JksTruststore,
+    /// A directory as the draft SPIFFE Filesystem Delivery has it.
+    Folder,
     /// Which of several SVIDs is meant.
     Hint,
     /// How long secrets are good for.
@@ -64,6 +66,7 @@ impl Key {
             (SVID, "pem") => Ok(Self::Pem),
             (SVID, "der") => Ok(Self::Der),
             (SVID, "jks-truststore") => Ok(Self::JksTruststore),
+            (SVID, "folder") => Ok(Self::Folder),
             (SVID, "hint") => Ok(Self::Hint),
             (PLAIN, "refresh") => Ok(Self::Refresh),
             (PLAIN, "on-revoked") => Ok(Self::OnRevoked),
@@ -141,6 +144,7 @@ mod tests {
             ("svid.countersign.dev/der", Key::Der),
             ("svid.countersign.dev/jks-truststore", Key::JksTruststore),
             ("bundle.countersign.dev/partner.pem", Key::Bundle(file("partner.pem"))),
+            ("svid.countersign.dev/folder", Key::Folder),
             ("svid.countersign.dev/hint", Key::Hint),
             ("countersign.dev/refresh", Key::Refresh),
             ("countersign.dev/on-change", Key::OnChange),
@@ -175,7 +179,7 @@ mod tests {
             (
                 "svid.countersign.dev/tls.crt",
                 "unknown key; known are svid.countersign.dev/x509, svid.countersign.dev/pem, \
-                 svid.countersign.dev/der, svid.countersign.dev/jks-truststore, svid.countersign.dev/hint; a file is \
+                 svid.countersign.dev/der, svid.countersign.dev/jks-truststore, svid.countersign.dev/folder, svid.countersign.dev/hint; a file is \
                  secret.countersign.dev/<file>",
             ),
             (

@@ -18,6 +18,9 @@ const MAX_FILES: usize = 512;
 const MAX_ATTRIBUTE_BYTES: usize = 256 * 1024;
 /// The longest key, in bytes: the longest path, and a domain before it.
 const MAX_KEY_BYTES: usize = 4095 + 32;
+/// What the draft SPIFFE Filesystem Delivery calls key and chain, and how it calls a trust domain's bundle after the domain's name.
+const CREDENTIALS: &str = "credential-bundle.private-key.x509.pem";
+pub(super) const BUNDLE_SUFFIX: &str = ".spiffe-trust-bundle.x509.pem";
 /// The key of a problem that is nobody's own.
 const WHOLE: &str = "volume attributes";
 
@@ -138,6 +141,12 @@ fn read(
             let path = FilePath::parse(value.trim_ascii()).map_err(at)?;
             files.add(key, path, None, Content::X509BundleJks)?;
         }
+        Key::Folder => {
+            let folder = value.trim_ascii();
+            let inside = |name: &str| FilePath::parse(&format!("{folder}/{name}")).map_err(at);
+            files.add(key, inside(CREDENTIALS)?, None, Content::X509Pair)?;
+            files.add(key, inside(BUNDLE_SUFFIX)?, None, Content::BundleFiles)?;
+        }
         Key::X509 => {
             let [chain, private_key, bundle] = x509_names(value).map_err(at)?;
             files.add(key, chain, None, Content::X509Chain)?;
@@ -196,6 +205,20 @@ impl Files {
                     );
                     return Err(Error::request(&file.key, problem));
                 }
+            }
+        }
+        for (path, file) in self.0.iter().filter(|(_, file)| matches!(file.content, Content::BundleFiles)) {
+            let taken = |(other, _): &(&FilePath, &FileSpec)| {
+                *other != path
+                    && other.ancestors().next() == path.ancestors().next()
+                    && other.as_str().ends_with(BUNDLE_SUFFIX)
+            };
+            if let Some((taken, other)) = self.0.iter().find(taken) {
+                let problem = format!(
+                    "{taken} might be a trust domain's, and {} asks for it too; rename it",
+                    other.key
+                );
+                return Err(Error::request(&file.key, problem));
             }
         }
         Ok(self.0.into_values().collect())
@@ -333,6 +356,29 @@ mod tests {
 
     fn message(attributes: &[(&str, &str)]) -> String {
         parse(attributes).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_folder_has_the_names_of_the_draft_and_room_for_every_trust_domain() {
+        let parse = |attributes: &[(&str, &str)]| {
+            Request::parse(attributes.iter().copied(), &StoreNames::from_iter(["vault"]))
+        };
+        let folder = ("svid.countersign.dev/folder", "tls");
+        let files = parse(&[folder, ("secret.countersign.dev/tls/other", "vault:a")]).unwrap().files;
+        let paths: Vec<_> = files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(
+            paths,
+            ["tls/.spiffe-trust-bundle.x509.pem", "tls/credential-bundle.private-key.x509.pem", "tls/other"]
+        );
+        let partner = "bundle.countersign.dev/tls/partner.example.spiffe-trust-bundle.x509.pem";
+        let error = parse(&[folder, (partner, "partner.example")]).unwrap_err().to_string();
+        assert!(
+            error.contains("might be a trust domain's, and bundle.countersign.dev/tls/partner"),
+            "{error}"
+        );
+        for value in ["", "/tls", "../tls", "a//b"] {
+            assert!(parse(&[("svid.countersign.dev/folder", value)]).is_err(), "{value}");
+        }
     }
 
     #[test]
