@@ -117,9 +117,8 @@ impl fmt::Debug for VaultStore {
 struct Health {
     #[serde(default)]
     version: String,
-    /// `OpenBao` has neither of these.
+    /// Vault says whether it is its Enterprise edition; `OpenBao`, which has no editions, does not.
     enterprise: Option<bool>,
-    replication_dr_mode: Option<String>,
 }
 
 impl VaultStore {
@@ -344,9 +343,9 @@ impl Inner {
     }
 }
 
-/// `OpenBao` from 2.4 on: its health names a version as Vault's does, but nothing of Vault's editions.
+/// `OpenBao` from 2.4 on. Its health names a version as Vault's does, and even Vault's replication, but no edition.
 fn offers_inline(health: &Health) -> bool {
     let mut numbers = health.version.split(['.', '-', '+']).map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    health.enterprise.is_none() && health.replication_dr_mode.is_none() && version >= (2, 4)
+    health.enterprise.is_none() && version >= (2, 4)
 }

@@ -26,6 +26,7 @@ use crate::secret::Secret;
 use crate::sources::{Ask, Caller, Mint};
 use crate::store::{Fetched, Fresh};
 
+use meaning::has_versions;
 use pass::Pass;
 pub(super) use unchanged::Known;
 
@@ -191,7 +192,9 @@ impl<M: Mint> Reading<'_, M> {
             return self.leased_after_all(mount, manner).await;
         }
         let fetched = understood.fetched();
-        let known = watched.map(|_| Arc::new(Known::new(&fetched, permitted, self.known.as_deref())));
+        let known = watched
+            .filter(|_| has_versions(&fetched.version))
+            .map(|_| Arc::new(Known::new(&fetched, permitted, self.known.as_deref())));
         Ok(Outcome::Plain(fetched, known))
     }
 

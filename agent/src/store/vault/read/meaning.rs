@@ -144,6 +144,11 @@ pub(super) fn versioned_as(number: u64, created: &str) -> String {
     format!("{number}@{created}")
 }
 
+/// Whether a state's name is of [`versioned_as`]; all others are hashes.
+pub(super) fn has_versions(name: &str) -> bool {
+    name.contains('@')
+}
+
 /// How long a version is good for that is deleted at `ends`; empty: never.
 pub(super) fn fresh_until(ends: &str, now: SystemTime) -> Fresh {
     humantime::parse_rfc3339(ends).map_or(Fresh::AsAsked, |ends| {

@@ -2,7 +2,7 @@
 //! secret itself stays at the server, and no copy of it is made here.
 //!
 //! Whether the metadata may be read is asked for first (`sys/capabilities-self`, which the default policy allows), so that
-//! no look ends as a denial in the server's audit log.
+//! no look ends as a denial in the server's audit log. Reads without a login cannot ask that, and find out by trying.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -91,15 +91,19 @@ impl<M: Mint> Reading<'_, M> {
     pub(super) fn metadata_of(&self, mount: &Mount) -> Option<Path> {
         let wanted = self.wanted;
         let special = wanted.wrap.is_some() || wanted.unwrap.is_some() || !wanted.parameters.is_empty();
-        if mount.engine != Engine::KvV2 || wanted.verb() != Verb::Get || special {
+        if wanted.verb() != Verb::Get || special {
             return None;
         }
-        match mount.below(&wanted.path).as_slice() {
-            ["data", rest @ ..] if !rest.is_empty() => {
-                Some(Path::of(format!("{}/metadata/{}", mount.path, rest.join("/"))))
+        let (above, below) = match mount.engine {
+            Engine::KvV2 => {
+                let below = wanted.path.as_str().strip_prefix(mount.path.as_str())?;
+                (mount.path.as_str(), below.strip_prefix("/data/")?)
             }
-            _ => None,
-        }
+            // As with the secret itself, the path has to tell. Where it tells something else, nothing is there.
+            Engine::Unknown => wanted.path.as_str().split_once("/data/")?,
+            Engine::KvV1 | Engine::Pki | Engine::Other(_) => return None,
+        };
+        Some(Path::of(format!("{above}/metadata/{below}")))
     }
 
     /// Looks at the metadata, where that is allowed and the secret itself is not due to be read.
@@ -116,8 +120,8 @@ impl<M: Mint> Reading<'_, M> {
             return changed(permitted);
         }
         let reply = self.get(&metadata.encoded(), pass).await?;
-        if reply.status == http::StatusCode::FORBIDDEN {
-            // Against the server's own word: it is not asked again for a while.
+        if matches!(reply.status, http::StatusCode::FORBIDDEN | http::StatusCode::NOT_FOUND) {
+            // It is not to be had, whatever was said: it is not asked for again for a while.
             return changed(Permitted(false, now));
         }
         let envelope = reply.envelope().filter(|_| reply.status.is_success());
@@ -149,6 +153,10 @@ impl<M: Mint> Reading<'_, M> {
 
     /// Whether the server's policies let this identity read the metadata, by its own word.
     async fn may_read(&self, metadata: &Path, pass: &Pass) -> Result<bool, Error> {
+        if let Pass::Inline(_) = pass {
+            // Asked without a token, the server says nothing of capabilities. To be refused once is all that is left.
+            return Ok(true);
+        }
         let body = json_body(&serde_json::json!({ "paths": [metadata.as_str()] }));
         let call = Call {
             method: &Method::POST,

@@ -60,6 +60,39 @@ async fn only_what_changed_is_read_again() {
     assert_eq!(server.lines(), [SECRET], "nothing is known of a secret that nobody holds");
 }
 
+/// A server that does not say what is mounted, as one that is asked without a token does not: the answer's shape tells.
+#[tokio::test]
+async fn without_a_login_the_metadata_is_simply_tried() {
+    let server = Server::start(vault(|seen| {
+        assert_eq!(seen.header("x-vault-inline-auth-path"), "auth/jwt/login");
+        let allowed = seen.path.ends_with("app");
+        Some(match seen.path.as_str() {
+            path if path.starts_with("sys/") => errors(403, &["permission denied"]),
+            "a/kv/metadata/app" => metadata(1, ""),
+            "a/kv/metadata/other" => errors(403, &["permission denied"]),
+            "plain/data/x" => say(200, json!({ "data": { "x": allowed } })),
+            _ => secret(1, &json!({ "password": "v1" })),
+        })
+    }))
+    .await;
+    let mut asker = Asker::of(&server, "login: {method: inline}\n");
+    for (path, looks) in [
+        ("a/kv/data/app", ["GET a/kv/data/app", "GET a/kv/metadata/app", "GET a/kv/metadata/app"].as_slice()),
+        (
+            "a/kv/data/other",
+            &["GET a/kv/data/other", "GET a/kv/metadata/other", "GET a/kv/data/other", "GET a/kv/data/other"],
+        ),
+        ("plain/data/x", &["GET plain/data/x", "GET plain/data/x", "GET plain/data/x"]),
+    ] {
+        asker.held = None;
+        for _ in 0..3 {
+            asker.fetch(path).await;
+        }
+        let lines = server.lines();
+        assert_eq!(lines.iter().filter(|line| !line.contains(" sys/")).collect::<Vec<_>>(), looks);
+    }
+}
+
 /// Metadata does not show that the secret itself may not be read any more.
 #[tokio::test]
 async fn one_look_of_ten_is_a_read() {
