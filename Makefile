@@ -3,6 +3,11 @@
 .PHONY: help demo test vault-test vault-bench soak lint bench conformance interop fuzz deny chart admission image cluster-test cluster-bench cluster e2e kind-up kind-demo kind-down
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# What is measured is what ships: each part with its own features, not with those that the other or a test asks for.
+define SHIPPED
+cargo build --release --quiet --package countersign-driver
+cargo build --release --quiet --package countersign-agent
+endef
 DEMO := $(if $(filter vault,$(STORE)),countersign-vault-demo,countersign-demo)
 
 help: ## show this list
@@ -18,10 +23,11 @@ test: ## all tests that need no cluster
 vault-test: ## the store `vault` against a real Vault, OpenBao and PostgreSQL (needs root, Go for both, Debian's postgresql)
 	cargo build --workspace --bins
 	VAULT_BIN="$$(tests/tools/build.sh vault)" BAO_BIN="$$(tests/tools/build.sh openbao)" \
-		cargo test --package countersign-vault-tests
+		cargo test --workspace --test vault
 
 vault-bench: ## measure the store `vault`, with what Vault itself takes beside it
-	cargo build --release --quiet --bin countersign-driver --bin countersign-agent --bin countersign-vault-bench
+	$(SHIPPED)
+	cargo build --release --quiet --package countersign-vault-tests --bin countersign-vault-bench
 	@VAULT_BIN="$$(tests/tools/build.sh vault)" $(TARGET)/release/countersign-vault-bench
 
 soak: ## SIGKILL driver and agent at 1,000 random moments (COUNTERSIGN_KILLS=n, COUNTERSIGN_SEED=n)
@@ -33,9 +39,10 @@ lint: ## formatting, clippy and rustdoc, warnings refused
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
-bench: ## measure, and print the figures beside their targets
-	cargo build --release --quiet --bin countersign-driver --bin countersign-agent --bin countersign-bench
-	@$(TARGET)/release/countersign-bench
+bench: ## measure, and print the figures beside their targets (BENCH=--quick for a short run)
+	$(SHIPPED)
+	cargo build --release --quiet --package countersign-tests --bin countersign-bench
+	@$(TARGET)/release/countersign-bench $(BENCH)
 
 conformance: ## run csi-sanity against the real driver (needs Go, for csi-sanity)
 	cargo build --workspace --bins
@@ -50,27 +57,27 @@ chart: ## lint the chart, render it for many values and versions, compare manife
 
 admission: ## try the chart's admission policies and webhook on a real API server (root; needs Go, for Kubernetes)
 	cargo build --workspace --bins
-	cargo test -p countersign-cluster --test admission
+	cargo test --workspace --test admission
 
 image: ## build both images (docker, podman or buildah) and their archives in target/images
 	@tests/cluster/image $(or $(PROFILE),release)
 
 cluster-test: ## start a real one-node Kubernetes, install the chart, run the end-to-end suite (root; CASES=text, KEEP=1)
 	@tests/cluster/image demo
-	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test -p countersign-cluster --lib --test e2e -- $(CASES)
+	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test --workspace --test e2e -- $(CASES)
 
 cluster-bench: ## measure on such a cluster, beside the same pods with an emptyDir (root)
 	@tests/cluster/image release
-	cargo run --quiet -p countersign-cluster --bin countersign-cluster -- bench
+	cargo run --quiet --bin countersign-cluster -- bench
 
 cluster: ## start such a cluster with the chart installed, and a shell in it (root)
 	@tests/cluster/image demo
-	cargo run --quiet -p countersign-cluster --bin countersign-cluster -- shell
+	cargo run --quiet --bin countersign-cluster -- shell
 
 e2e: ## run the end-to-end suite on the cluster of KUBECONFIG (COUNTERSIGN_REGISTRY, COUNTERSIGN_TAG, COUNTERSIGN_TEST_IMAGE)
 	@test -n "$(KUBECONFIG)" || { echo "set KUBECONFIG, or use make cluster-test" >&2; exit 1; }
 	@test -x $(TARGET)/images/context/countersign-agent || tests/cluster/image demo
-	cargo test -p countersign-cluster --lib --test e2e -- $(CASES)
+	cargo test --workspace --test e2e -- $(CASES)
 
 kind-up: ## start a kind cluster with the chart and an example store
 	@tests/cluster/kind up
