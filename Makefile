@@ -20,9 +20,10 @@ demo: ## build, and show a secret reach a pod on this machine (under 15 s when b
 test: ## all tests that need no cluster
 	@tests/suite
 
-vault-test: ## the store `vault` against a real Vault and PostgreSQL (needs root, Go for vault, Debian's postgresql)
+vault-test: ## the store `vault` against a real Vault, OpenBao and PostgreSQL (needs root, Go for both, Debian's postgresql)
 	cargo build --workspace --bins
-	VAULT_BIN="$$(tests/tools/build.sh vault)" cargo test --workspace --test vault
+	VAULT_BIN="$$(tests/tools/build.sh vault)" BAO_BIN="$$(tests/tools/build.sh openbao)" \
+		cargo test --workspace --test vault
 
 vault-bench: ## measure the store `vault`, with what Vault itself takes beside it
 	$(SHIPPED)

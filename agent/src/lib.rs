@@ -2,6 +2,7 @@
 //! directories that the driver hands it. It holds secrets and no power.
 
 pub mod admin;
+pub mod answers;
 pub mod audit;
 pub mod cache;
 pub mod clock;

@@ -14,6 +14,7 @@ use tracing::info;
 
 use crate::Error;
 use crate::admin::Admin;
+use crate::answers;
 use crate::audit::Audited;
 use crate::cache::Cache;
 use crate::clock::Clock;
@@ -137,6 +138,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     };
 
     let (mailbox_socket, agent_socket) = (socket(MAILBOX_SOCKET), socket(AGENT_SOCKET));
+    let answers_socket = socket(answers::SOCKET);
     let in_link = |path: &Path| format!("--link-dir: socket {}", path.display());
     // The first part to fail ends all others; an agent without one of its parts is none.
     let ends = |name: &'static str| {
@@ -148,10 +150,11 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
             }
         }
     };
-    let (kept, letters, served, administered, (), ()) = tokio::join!(
+    let (kept, letters, served, told, administered, (), ()) = tokio::join!(
         ending(keeper.run(shutdown.clone()), ends("keeper")),
         ending(mailbox.serve(&mailbox_socket, driver_uid, shutdown.clone()), ends("mailbox")),
         ending(service.serve(&agent_socket, driver_uid, shutdown.clone()), ends("service")),
+        ending(answers::serve(&reaching.cache, &answers_socket, shutdown.clone()), ends("answers")),
         ending(admin.serve(listener, shutdown.clone()), ends("http")),
         reaching.sources.run(&shutdown),
         duties.run(&shutdown),
@@ -159,6 +162,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let () = kept;
     letters.with_context(|| in_link(&mailbox_socket))?;
     served.with_context(|| in_link(&agent_socket))?;
+    told.with_context(|| in_link(&answers_socket))?;
     administered.context("http")
 }
 

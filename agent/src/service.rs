@@ -170,7 +170,8 @@ fn parse(request: wire::PublishRequest, stores: &StoreNames) -> Result<Publish, 
     })
 }
 
-fn bound_listener(path: &Path) -> io::Result<UnixListener> {
+/// A listening socket that nobody but its owner and root may open.
+pub(crate) fn bound_listener(path: &Path) -> io::Result<UnixListener> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     private_bind(&socket, path)?;

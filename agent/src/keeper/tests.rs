@@ -1,3 +1,4 @@
+mod outage;
 mod policies;
 mod pushes;
 mod told;
