@@ -3,6 +3,11 @@
 .PHONY: help demo test vault-test spire-test vault-bench soak lint bench conformance interop fuzz deny chart admission image cluster-test cluster-bench cluster e2e kind-up kind-demo kind-down
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# What is measured is what ships: each part with its own features, not with those that the other or a test asks for.
+define SHIPPED
+cargo build --release --quiet --package countersign-driver
+cargo build --release --quiet --package countersign-agent
+endef
 DEMO := $(if $(filter vault,$(STORE)),countersign-vault-demo,countersign-demo)
 
 help: ## show this list
@@ -15,12 +20,14 @@ demo: ## build, and show a secret reach a pod on this machine (under 15 s when b
 test: ## all tests that need no cluster
 	@tests/suite
 
-vault-test: ## the store `vault` against a real Vault and PostgreSQL (needs root, Go for vault, Debian's postgresql)
+vault-test: ## the store `vault` against a real Vault, OpenBao and PostgreSQL (needs root, Go for both, Debian's postgresql)
 	cargo build --workspace --bins
-	VAULT_BIN="$$(tests/tools/build.sh vault)" cargo test --package countersign-vault-tests
+	VAULT_BIN="$$(tests/tools/build.sh vault)" BAO_BIN="$$(tests/tools/build.sh openbao)" \
+		cargo test --workspace --test vault
 
 vault-bench: ## measure the store `vault`, with what Vault itself takes beside it
-	cargo build --release --quiet --bin countersign-driver --bin countersign-agent --bin countersign-vault-bench
+	$(SHIPPED)
+	cargo build --release --quiet --package countersign-vault-tests --bin countersign-vault-bench
 	@VAULT_BIN="$$(tests/tools/build.sh vault)" $(TARGET)/release/countersign-vault-bench
 
 soak: ## SIGKILL driver and agent at 1,000 random moments (COUNTERSIGN_KILLS=n, COUNTERSIGN_SEED=n)
@@ -32,9 +39,10 @@ lint: ## formatting, clippy and rustdoc, warnings refused
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
-bench: ## measure, and print the figures beside their targets
-	cargo build --release --quiet --bin countersign-driver --bin countersign-agent --bin countersign-bench
-	@$(TARGET)/release/countersign-bench
+bench: ## measure, and print the figures beside their targets (BENCH=--quick for a short run)
+	$(SHIPPED)
+	cargo build --release --quiet --package countersign-tests --bin countersign-bench
+	@$(TARGET)/release/countersign-bench $(BENCH)
 
 conformance: ## run csi-sanity against the real driver (needs Go, for csi-sanity)
 	cargo build --workspace --bins
@@ -49,31 +57,31 @@ chart: ## lint the chart, render it for many values and versions, compare manife
 
 admission: ## try the chart's admission policies and webhook on a real API server (root; needs Go, for Kubernetes)
 	cargo build --workspace --bins
-	cargo test -p countersign-cluster --test admission
+	cargo test --workspace --test admission
 
 image: ## build both images (docker, podman or buildah) and their archives in target/images
 	@tests/cluster/image $(or $(PROFILE),release)
 
 cluster-test: ## start a real one-node Kubernetes, install the chart, run the end-to-end suite (root; CASES=text, KEEP=1)
 	@tests/cluster/image demo
-	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test -p countersign-cluster --lib --test e2e -- $(CASES)
+	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test --workspace --test e2e -- $(CASES)
 
 spire-test: ## a real SPIRE on such a cluster, set up by docs/spire.md: identities, rotation, faults (root; CASES=text, KEEP=1)
 	@tests/cluster/image demo
-	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test -p countersign-spire-tests -- $(CASES)
+	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test --workspace --test spire -- $(CASES)
 
 cluster-bench: ## measure on such a cluster, beside the same pods with an emptyDir (root)
 	@tests/cluster/image release
-	cargo run --quiet -p countersign-cluster --bin countersign-cluster -- bench
+	cargo run --quiet --bin countersign-cluster -- bench
 
 cluster: ## start such a cluster with the chart installed, and a shell in it (root)
 	@tests/cluster/image demo
-	cargo run --quiet -p countersign-cluster --bin countersign-cluster -- shell
+	cargo run --quiet --bin countersign-cluster -- shell
 
 e2e: ## run the end-to-end suite on the cluster of KUBECONFIG (COUNTERSIGN_REGISTRY, COUNTERSIGN_TAG, COUNTERSIGN_TEST_IMAGE)
 	@test -n "$(KUBECONFIG)" || { echo "set KUBECONFIG, or use make cluster-test" >&2; exit 1; }
 	@test -x $(TARGET)/images/context/countersign-agent || tests/cluster/image demo
-	cargo test -p countersign-cluster --lib --test e2e -- $(CASES)
+	cargo test --workspace --test e2e -- $(CASES)
 
 kind-up: ## start a kind cluster with the chart and an example store
 	@tests/cluster/kind up

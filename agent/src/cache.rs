@@ -5,6 +5,8 @@
 //! volume holds it. A failed read keeps the last good answer and is not repeated before its backoff has run out. When
 //! the store itself said when to come again, that holds for a pod as well that kubelet tries to start anew meanwhile.
 
+mod answered;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -21,6 +23,8 @@ use crate::sources::{Ask, Caller, Sources};
 use crate::spiffe::SpiffeId;
 use crate::store::{Answer, Fetched, Fresh, Held};
 use crate::volume::VolumeId;
+
+pub use answered::{Answered, question};
 
 /// Reads under way at once from one store: a slow one fills its own bulkhead and nobody else's.
 const BULKHEAD: usize = 16;

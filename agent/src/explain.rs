@@ -1,4 +1,5 @@
-//! `explain`: what a pod's volumes come to, from its manifest and the agent's configuration alone. Nobody is asked.
+//! `explain`: what a pod's volumes come to, from its manifest and the agent's configuration. No store is asked; an agent that
+//! runs may be, for what its stores answered last.
 
 mod manifest;
 #[cfg(test)]
@@ -12,6 +13,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use clap::Args as ClapArgs;
 
+use crate::answers;
+use crate::cache::{Answered, question};
 use crate::config::ConfigFile;
 use crate::request::{Content, Reference, Request, StoreNames};
 use crate::spiffe::{SpiffeId, TrustDomain};
@@ -33,6 +36,9 @@ pub struct Args {
     /// Namespace of what names none
     #[arg(long, default_value = "default")]
     namespace: String,
+    /// Socket of an agent that runs (answers.sock in its --link-dir): what its stores answered last is shown as well
+    #[arg(long, value_name = "SOCKET")]
+    answers: Option<PathBuf>,
     /// A manifest with pods, or with what makes pods; - for standard input
     manifest: PathBuf,
 }
@@ -49,7 +55,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if pods.is_empty() {
         bail!("{}: no pod in it asks for anything of csi.countersign.dev", args.manifest.display());
     }
-    let stores = Stores::new(config)?;
+    let mut stores = Stores::new(config)?;
+    if let Some(socket) = &args.answers {
+        let context = || format!("--answers {}: is an agent running there?", socket.display());
+        stores.answered = Some(answers::ask(socket).with_context(context)?);
+    }
     let mut wrong = 0;
     let mut out = String::new();
     for pod in &pods {
@@ -76,6 +86,8 @@ fn read(file: &Path) -> std::io::Result<String> {
 struct Stores {
     names: StoreNames,
     known: BTreeMap<String, Known>,
+    /// What an agent was answered last, if one was asked.
+    answered: Option<Vec<Answered>>,
 }
 
 enum Known {
@@ -94,7 +106,7 @@ impl Stores {
             };
             known.insert(name, understood);
         }
-        Ok(Self { names, known })
+        Ok(Self { names, known, answered: None })
     }
 }
 
@@ -132,6 +144,9 @@ fn explain(out: &mut String, pod: &Pod, domain: &TrustDomain, stores: &Stores) -
                 Content::X509ChainDer => "the X.509-SVID, DER".to_owned(),
                 Content::X509KeyDer => "its key, DER".to_owned(),
                 Content::X509BundleDer => "the trust bundle, DER".to_owned(),
+                Content::BundleFiles => {
+                    "every trust bundle, in a file called <trust domain> before this name".to_owned()
+                }
                 Content::X509BundleJks => "the trust bundle for Java".to_owned(),
                 Content::Bundle { trust_domain, .. } => format!("the trust bundle of {trust_domain}"),
                 Content::Jwt { audience } => format!("a JWT-SVID for {audience}"),
@@ -149,6 +164,7 @@ fn explain(out: &mut String, pod: &Pod, domain: &TrustDomain, stores: &Stores) -
                 | Content::X509BundleDer
                 | Content::X509BundleJks
                 | Content::Bundle { .. }
+                | Content::BundleFiles
                 | Content::Jwt { .. } => Vec::new(),
             };
             for reference in references {
@@ -163,9 +179,34 @@ fn explain(out: &mut String, pod: &Pod, domain: &TrustDomain, stores: &Stores) -
             // The request would not have been understood.
             None => 0,
         };
+        if let Some(answered) = &stores.answered {
+            last(out, answered, &id, references)?;
+        }
     }
     writeln!(out)?;
     Ok(wrong)
+}
+
+/// Writes what was answered last to each question.
+fn last(
+    out: &mut String,
+    answered: &[Answered],
+    id: &SpiffeId,
+    references: &[Reference],
+) -> anyhow::Result<()> {
+    writeln!(out, "    it answered last")?;
+    let questions: BTreeSet<_> = references.iter().map(|reference| question(&reference.source)).collect();
+    for asked in questions {
+        let mine = |known: &&Answered| known.spiffe_id == id.as_str() && known.question == asked;
+        let known: Vec<_> = answered.iter().filter(mine).collect();
+        if known.is_empty() {
+            writeln!(out, "      {asked}: nothing; no pod of this identity on that node has it")?;
+        }
+        for answer in known {
+            writeln!(out, "      {asked}: {answer}")?;
+        }
+    }
+    Ok(())
 }
 
 fn sops(

@@ -149,6 +149,14 @@ impl Directory {
         Ok(Change::Replaced { files: set.len(), bytes: needed })
     }
 
+    /// Paths of files that [`Self::replace`] with `set` would change: those that come, go, or have other contents or modes.
+    pub(crate) fn differing(&self, set: &FileSet) -> BTreeSet<String> {
+        self.current
+            .as_ref()
+            .map(|current| tree::differing(&self.root, &current.name, set))
+            .unwrap_or_default()
+    }
+
     /// Removes generations whose grace has passed by `now`; returns when to come again, if there are more.
     pub fn retire(&mut self, now: Instant) -> Option<Instant> {
         let root = &self.root;

@@ -39,6 +39,8 @@ pub struct Workload {
     pub pod_uid: String,
     /// Name of the pod's service account.
     pub service_account: String,
+    /// Which of several SVIDs of the pod is meant; none: the one that the agent is set up for.
+    pub hint: Option<Arc<str>>,
 }
 
 impl fmt::Display for Workload {
@@ -193,6 +195,11 @@ impl Source {
         current: Option<&Identity>,
     ) -> Result<Identity, Error> {
         match self {
+            // One identity for each service account: whoever asks for another one would get somebody else's.
+            Self::Embedded(_) if workload.hint.is_some() => Err(Error::request(
+                "svid.countersign.dev/hint",
+                "the embedded issuer gives each pod one SVID, without a hint; leave the key out",
+            )),
             Self::Embedded(embedded) => embedded.x509(workload, tokens, current).await,
             Self::Spire(spire) => spire.x509(workload, current).await,
         }

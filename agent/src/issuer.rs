@@ -13,7 +13,7 @@ pub mod config;
 mod documents;
 mod health;
 mod inject;
-mod jwt;
+pub(crate) mod jwt;
 mod keys;
 mod kubernetes;
 mod metrics;

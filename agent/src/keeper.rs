@@ -22,9 +22,11 @@ use tokio_util::time::DelayQueue;
 use tracing::info;
 
 use crate::Error;
+use crate::files::Directory;
 use crate::identity::{Push, Roots};
 use crate::kubernetes::events::Recorder;
 use crate::metrics::Metrics;
+use crate::notify::{Notice, Notifier};
 use crate::sources::Sources;
 use crate::turn::{Turned, World, unbroken};
 use crate::volume::{News, Publish, Volume, VolumeId};
@@ -35,6 +37,7 @@ pub struct Keeper<S> {
     world: Arc<World<S>>,
     metrics: Arc<Metrics>,
     events: Recorder,
+    notifier: Notifier,
     inbox: mpsc::Receiver<Command>,
     slots: HashMap<VolumeId, Slot>,
     timers: DelayQueue<VolumeId>,
@@ -50,6 +53,7 @@ impl<S: Sources> Keeper<S> {
             world,
             metrics,
             events: Recorder::off(),
+            notifier: Notifier::off(),
             inbox,
             slots: HashMap::new(),
             timers: DelayQueue::new(),
@@ -62,6 +66,12 @@ impl<S: Sources> Keeper<S> {
     #[must_use]
     pub fn telling(self, events: Recorder) -> Self {
         Self { events, ..self }
+    }
+
+    /// Tells pods of changes by `notifier`.
+    #[must_use]
+    pub fn notifying(self, notifier: Notifier) -> Self {
+        Self { notifier, ..self }
     }
 
     /// Keeps the volumes until `shutdown`. Files stay as they are.
@@ -213,6 +223,7 @@ impl<S: Sources> Keeper<S> {
         }
         slot.turning = None;
         self.metrics.turned(&turned);
+        notify(&self.notifier, &volume, &turned);
         note(&mut volume, &turned, &self.events, self.world.clock.wall());
         if turned.result.is_ok() {
             volume.established = true;
@@ -250,6 +261,7 @@ impl<S: Sources> Keeper<S> {
     }
 
     fn forget(&mut self, id: &VolumeId, wipe: bool) {
+        self.notifier.forget(id);
         let Some(mut slot) = self.slots.remove(id) else { return };
         if let Some(timer) = &slot.timer {
             self.timers.remove(timer);
@@ -264,6 +276,22 @@ impl<S: Sources> Keeper<S> {
         }
         info!(volume_id = %id, "volume forgotten");
         slot.answer(&Err(Error::Forgotten));
+    }
+}
+
+/// Tells the pod that its files have changed, if it wants to know.
+fn notify(notifier: &Notifier, volume: &Volume, turned: &Turned) {
+    let generation = volume.directory.as_ref().and_then(Directory::generation);
+    if let (Some(target), Some(generation), false) =
+        (&volume.request.on_change, generation, turned.changed.is_empty())
+    {
+        notifier.tell(Notice {
+            volume: volume.id.clone(),
+            workload: volume.workload.clone(),
+            target: target.clone(),
+            generation: generation.to_owned(),
+            files: turned.changed.clone(),
+        });
     }
 }
 

@@ -9,6 +9,7 @@ pub mod duties;
 mod error;
 pub mod events;
 mod object;
+pub(crate) mod pods;
 pub mod taint;
 mod watch;
 

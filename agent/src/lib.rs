@@ -2,6 +2,7 @@
 //! directories that the driver hands it. It holds secrets and no power.
 
 pub mod admin;
+pub mod answers;
 pub mod audit;
 pub mod cache;
 pub mod clock;
@@ -17,6 +18,7 @@ pub mod kubernetes;
 pub mod log;
 pub mod mailbox;
 pub mod metrics;
+pub mod notify;
 pub mod render;
 pub mod request;
 pub mod run;

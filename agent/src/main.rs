@@ -39,7 +39,7 @@ enum Role {
     },
     /// Make keys and files for a `sops` store
     Sops(SopsArgs),
-    /// Say what the pods of a manifest come to: identity, role, files, and the policy they need. Nobody is asked
+    /// Say what the pods of a manifest come to: identity, role, files, and the policy they need. No store is asked
     Explain(explain::Args),
 }
 

@@ -57,6 +57,7 @@ pub struct Metrics {
     identities: Family<Outcome, Counter>,
     identity_seconds: Histogram,
     pushes: Family<Outcome, Counter>,
+    notifications: Family<Outcome, Counter>,
     cache_entries: Gauge,
     ages: Family<Store, Seconds>,
     stale: Family<Store, Seconds>,
@@ -86,6 +87,7 @@ impl Default for Metrics {
             identities: Family::default(),
             identity_seconds: latency(),
             pushes: Family::default(),
+            notifications: Family::default(),
             cache_entries: Gauge::default(),
             ages: Family::default(),
             stale: Family::default(),
@@ -119,6 +121,8 @@ impl Metrics {
         let help = "Changes of pods' identities that their source reported by itself";
         r.register("identity_push", help, self.pushes.clone());
         r.register_with_unit("identity", "Time an SVID took", s.clone(), self.identity_seconds.clone());
+        let help = "Pods that were told of changed files (on-change), by result";
+        r.register("notifications", help, self.notifications.clone());
         r.register("cache_entries", "Secrets in the node cache", self.cache_entries.clone());
         let help = "Age of the oldest secret whose refresh fails, by store";
         r.register_with_unit("secret_stale", help, s.clone(), self.stale.clone());
@@ -158,6 +162,10 @@ impl Metrics {
                 family.get_or_create(&Store { store }).set(age.as_secs_f64());
             }
         }
+    }
+
+    pub(crate) fn notified(&self, result: &'static str) {
+        self.notifications.get_or_create(&Outcome { result }).inc();
     }
 
     pub(crate) fn driver(&self, connected: bool, registered: bool) {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use crate::Error;
 use crate::identity::{Identity, JwtSvid, X509Svid};
-use crate::request::{Content, FileSpec, Reference, Source};
+use crate::request::{Content, FilePath, FileSpec, Reference, Source};
 use crate::secret::{Node, Secret, scrub_stack};
 use crate::spiffe::TrustDomain;
 
@@ -39,6 +39,8 @@ pub trait Material {
 pub enum Rendered {
     /// Its bytes.
     File(Secret),
+    /// Several files beside it, in its place.
+    Files(Vec<(FilePath, Secret)>),
     /// It is optional, and its secret is not there.
     Omitted,
     /// These have to be fetched first. A template whose branches depend on values may ask several times, for other
@@ -81,6 +83,7 @@ pub fn render(spec: &FileSpec, material: &impl Material, limit: u64) -> Result<R
                 Err(error) => return Err(error),
             }
         }
+        Content::BundleFiles => return Ok(Rendered::Files(bundles(&spec.path, &identity(material)?.x509))),
         Content::Jwt { audience } => match material.jwt(audience) {
             Some(svid) => svid?.token.duplicate(),
             None => {
@@ -95,6 +98,13 @@ pub fn render(spec: &FileSpec, material: &impl Material, limit: u64) -> Result<R
 
 fn identity<M: Material>(material: &M) -> Result<&Identity, Error> {
     material.identity().ok_or_else(|| Error::IdentityUnavailable { problem: "no x509-svid yet".to_owned() })
+}
+
+/// A file for each trust domain. A domain whose name is too long for a file's has none.
+fn bundles(beside: &FilePath, svid: &X509Svid) -> Vec<(FilePath, Secret)> {
+    let own = (svid.spiffe_id.trust_domain(), &svid.roots);
+    let all = std::iter::once(own).chain(&svid.federated);
+    all.filter_map(|(domain, roots)| Some((beside.of_domain(domain)?, pem::certificates(roots)))).collect()
 }
 
 /// The roots of `domain` that came with an SVID.

@@ -3,6 +3,7 @@
 mod duration;
 mod key;
 mod mode;
+mod on_change;
 mod parse;
 mod path;
 mod reference;
@@ -14,6 +15,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use on_change::OnChange;
 pub(crate) use suggest::nearest;
 pub(crate) use template::syntax;
 
@@ -34,6 +36,10 @@ pub struct Request {
     /// Whether a pod may start with a secret that another pod of the same identity has been given, while the store
     /// does not answer.
     pub stale_ok: bool,
+    /// Whom to tell when files have changed.
+    pub on_change: Option<OnChange>,
+    /// Which of several SVIDs of the pod this volume is for; none: the one that the agent is set up for.
+    pub hint: Option<Arc<str>>,
 }
 
 /// What becomes of a file when its secret was deleted, or access to it withdrawn, or when the SVID in it has ended
@@ -90,6 +96,9 @@ pub enum Content {
         /// Without it, the file is left out instead of keeping the pod waiting.
         optional: bool,
     },
+    /// The bundle of every trust domain that the pod is to know: PEM, a file for each beside the one that is named here
+    /// (draft SPIFFE Filesystem Delivery).
+    BundleFiles,
     /// A JWT-SVID for this audience, without a line end.
     Jwt {
         /// The audience.
@@ -245,6 +254,7 @@ impl Request {
             | Content::X509BundleDer
             | Content::X509BundleJks
             | Content::Bundle { .. }
+            | Content::BundleFiles
             | Content::Jwt { .. } => &[],
         })
     }
@@ -263,7 +273,8 @@ impl Request {
             | Content::X509KeyDer
             | Content::X509BundleDer
             | Content::X509BundleJks
-            | Content::Bundle { .. } => None,
+            | Content::Bundle { .. }
+            | Content::BundleFiles => None,
         })
     }
 }

@@ -14,6 +14,7 @@ use tracing::info;
 
 use crate::Error;
 use crate::admin::Admin;
+use crate::answers;
 use crate::audit::Audited;
 use crate::cache::Cache;
 use crate::clock::Clock;
@@ -106,13 +107,14 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let metrics = Arc::<Metrics>::default();
     let stores = open_stores(&config, clock, &metrics)?;
     let names = stores.keys().cloned().collect();
-    let identity = choose(identity, &api, trust_domain, clock)?;
+    let identity = choose(identity, &api, &cluster.node_name, trust_domain, clock)?;
 
     let sources = Measured::new(Audited(Configured { identity, stores }), Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
-    let duties = Duties::new(&cluster, &api, clock)?;
+    let duties = Duties::new(&cluster, &api, &metrics, clock)?;
     let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::clone(&metrics));
-    let keeper = keeper.telling(duties.recorder.clone());
+    let keeper = keeper.telling(duties.recorder.clone()).notifying(duties.notifier.clone());
+    let on_change = duties.notifier.is_on();
     let reaching = Arc::clone(&world);
 
     let listener =
@@ -126,10 +128,17 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         driver_status: socket(STATUS_SOCKET),
     };
     let mailbox = Mailbox::default();
-    let service =
-        Service { keeper: handle, mailbox: mailbox.clone(), stores: Arc::new(names), metrics, clock };
+    let service = Service {
+        keeper: handle,
+        mailbox: mailbox.clone(),
+        stores: Arc::new(names),
+        on_change,
+        metrics,
+        clock,
+    };
 
     let (mailbox_socket, agent_socket) = (socket(MAILBOX_SOCKET), socket(AGENT_SOCKET));
+    let answers_socket = socket(answers::SOCKET);
     let in_link = |path: &Path| format!("--link-dir: socket {}", path.display());
     // The first part to fail ends all others; an agent without one of its parts is none.
     let ends = |name: &'static str| {
@@ -141,10 +150,11 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
             }
         }
     };
-    let (kept, letters, served, administered, (), ()) = tokio::join!(
+    let (kept, letters, served, told, administered, (), ()) = tokio::join!(
         ending(keeper.run(shutdown.clone()), ends("keeper")),
         ending(mailbox.serve(&mailbox_socket, driver_uid, shutdown.clone()), ends("mailbox")),
         ending(service.serve(&agent_socket, driver_uid, shutdown.clone()), ends("service")),
+        ending(answers::serve(&reaching.cache, &answers_socket, shutdown.clone()), ends("answers")),
         ending(admin.serve(listener, shutdown.clone()), ends("http")),
         reaching.sources.run(&shutdown),
         duties.run(&shutdown),
@@ -152,6 +162,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let () = kept;
     letters.with_context(|| in_link(&mailbox_socket))?;
     served.with_context(|| in_link(&agent_socket))?;
+    told.with_context(|| in_link(&answers_socket))?;
     administered.context("http")
 }
 

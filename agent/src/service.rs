@@ -41,6 +41,8 @@ pub struct Service {
     pub mailbox: Mailbox,
     /// The stores a request may name.
     pub stores: Arc<StoreNames>,
+    /// Whether pods are called when their files have changed.
+    pub on_change: bool,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Time.
@@ -62,6 +64,12 @@ impl Service {
     async fn published(&self, request: wire::PublishRequest) -> Result<(), Error> {
         let key = request.mailbox_key.clone();
         let mut publish = parse(request, &self.stores)?;
+        if publish.request.on_change.is_some() && !self.on_change {
+            return Err(Error::request(
+                "countersign.dev/on-change",
+                "pods are not called in this cluster; watch the volume with inotify, or have onChange.enabled set in Countersign's values",
+            ));
+        }
         publish.directory = self.descriptor(&key).await?;
         self.keeper.publish(publish).await
     }
@@ -147,10 +155,12 @@ fn parse(request: wire::PublishRequest, stores: &StoreNames) -> Result<Publish, 
             return Err(Error::request(key, "is empty"));
         }
     }
+    let request = request::Request::parse(attributes, stores)?;
+    let hint = request.hint.clone();
     Ok(Publish {
         id: VolumeId::from(volume_id.as_str()),
-        workload: Workload { namespace, pod_name: name, pod_uid: uid, service_account },
-        request: request::Request::parse(attributes, stores)?,
+        workload: Workload { namespace, pod_name: name, pod_uid: uid, service_account, hint },
+        request,
         tokens,
         // A driver that does not say so gives every volume what it would by default.
         capacity: if capacity_bytes == 0 { DEFAULT_CAPACITY } else { capacity_bytes },
@@ -160,7 +170,8 @@ fn parse(request: wire::PublishRequest, stores: &StoreNames) -> Result<Publish, 
     })
 }
 
-fn bound_listener(path: &Path) -> io::Result<UnixListener> {
+/// A listening socket that nobody but its owner and root may open.
+pub(crate) fn bound_listener(path: &Path) -> io::Result<UnixListener> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     private_bind(&socket, path)?;
@@ -208,6 +219,15 @@ mod tests {
         let stores = StoreNames::from_iter(["s"]);
         let publish = parse(oldest(), &stores).unwrap();
         assert_eq!((publish.capacity, publish.fs_group, publish.provisional), (4 << 20, None, false));
+    }
+
+    #[test]
+    fn a_hint_says_whose_identity_is_asked_for() {
+        let stores = StoreNames::from_iter(["s"]);
+        let mut message = oldest();
+        message.attributes.insert("svid.countersign.dev/hint".to_owned(), "internal".to_owned());
+        let publish = parse(message, &stores).unwrap();
+        assert_eq!(publish.workload.hint.as_deref(), Some("internal"));
     }
 
     #[test]

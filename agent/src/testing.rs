@@ -42,6 +42,7 @@ pub(crate) fn caller(identity: &Identity) -> Caller<'_> {
         pod_name: "p".to_owned(),
         pod_uid: "u".to_owned(),
         service_account: "a".to_owned(),
+        hint: None,
     });
     Caller { workload, tokens: &[], identity }
 }

@@ -5,7 +5,7 @@
 mod compose;
 mod identify;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +57,8 @@ pub struct Turned {
     pub trouble: Option<Error>,
     /// How many files the volume lacks because what they are made from was withdrawn, and the pod wants it so.
     pub left_out: usize,
+    /// Paths of the files that a pod which runs, and asked to be told, finds changed.
+    pub changed: BTreeSet<String>,
     /// When the next turn is due.
     pub due: Instant,
 }
@@ -88,7 +90,8 @@ pub async fn unbroken<S: Sources>(volume: &mut Volume, world: &World<S>) -> Turn
     error!(volume_id = %volume.id, pod = %volume.workload, "BUG: a turn panicked; its volume begins anew");
     volume.begin_anew(world.clock.now());
     let due = world.clock.now() + failed(volume);
-    Turned { result: Err(Error::Fault), trouble: Some(Error::Fault), left_out: 0, due }
+    let changed = BTreeSet::new();
+    Turned { result: Err(Error::Fault), trouble: Some(Error::Fault), left_out: 0, changed, due }
 }
 
 /// Counts a failed turn; how long to wait for the next.
@@ -104,7 +107,14 @@ async fn turn<S: Sources>(volume: &mut Volume, world: &World<S>) -> Turned {
     let gathered = tokio::time::timeout(LIMIT, gather(volume, world, &mut due)).await.unwrap_or_else(|_| {
         Err(Error::Deadline { waiting_for: "its identity and secrets".to_owned(), limit: LIMIT })
     });
+    let mut changed = BTreeSet::new();
     let result = gathered.and_then(|gathered| {
+        if let (Some(files), Some(directory)) = (&gathered.files, &volume.directory)
+            && volume.established
+            && volume.request.on_change.is_some()
+        {
+            changed = directory.differing(files);
+        }
         let change = match &gathered.files {
             Some(files) => write(volume, world, files)?,
             None => Change::Unchanged,
@@ -126,8 +136,11 @@ async fn turn<S: Sources>(volume: &mut Volume, world: &World<S>) -> Turned {
     let lacking = volume.written.as_ref().and_then(|written| written.lacking.as_ref());
     let (left_out, due) = (lacking.map_or(0, |lacking| lacking.files), due.0);
     match result {
-        Ok((change, trouble)) => Turned { result: Ok(change), trouble, left_out, due },
-        Err(error) => Turned { trouble: Some(error.clone()), result: Err(error), left_out, due },
+        Ok((change, trouble)) => Turned { result: Ok(change), trouble, left_out, changed, due },
+        Err(error) => {
+            let (trouble, changed) = (Some(error.clone()), BTreeSet::new());
+            Turned { result: Err(error), trouble, left_out, changed, due }
+        }
     }
 }
 

@@ -85,6 +85,43 @@ fn a_deployment_with_annotations_and_a_volume() {
 }
 
 #[test]
+fn what_a_store_answered_last_is_shown_beside() {
+    let mut stores = Stores::new(serde_saphyr::from_str(CONFIG).unwrap()).unwrap();
+    let answer =
+        |question: &str, volume: Option<&str>, version: Option<&str>, trouble: Option<&str>| Answered {
+            spiffe_id: "spiffe://example.org/ns/payments/sa/api".to_owned(),
+            question: question.to_owned(),
+            volume: volume.map(str::to_owned),
+            version: version.map(str::to_owned),
+            seconds_ago: version.map(|_| 7),
+            trouble: trouble.map(str::to_owned),
+            again_in_seconds: trouble.map(|_| 3),
+        };
+    let other = Answered {
+        spiffe_id: "spiffe://example.org/ns/x/sa/y".to_owned(),
+        ..answer("sops:shared/x", None, Some("other"), None)
+    };
+    stores.answered = Some(vec![
+        answer("vault:database/creds/app", Some("csi-1"), Some("l1"), Some("denied")),
+        answer("vault:kv/data/payments", None, Some("3@t"), None),
+        answer("vault:pki/sign/web?common_name=x&vault.namespace=b", Some("csi-1"), None, Some("denied")),
+        other,
+    ]);
+    let mut out = String::new();
+    for pod in manifest::pods(MANIFEST, "default").unwrap() {
+        explain(&mut out, &pod, &"example.org".parse().unwrap(), &stores).unwrap();
+    }
+    for line in [
+        "    it answered last\n      sops:shared/x: nothing; no pod of this identity on that node has it\n",
+        "      vault:database/creds/app: for csi-1: NO: denied; asked again in 3 s; version l1 of 7 s ago is in use\n",
+        "      vault:kv/data/payments: version 3@t, 7 s ago\n",
+        "      vault:pki/sign/web?common_name=x&vault.namespace=b: for csi-1: NO: denied; asked again in 3 s\n",
+    ] {
+        assert!(out.contains(line), "{line} in {out}");
+    }
+}
+
+#[test]
 fn what_cannot_work_is_counted() {
     let (out, wrong) = explained(&MANIFEST.replace("sops:shared", "sops:others"));
     assert!(out.contains("others/x: NOT ALLOWED"), "{out}");

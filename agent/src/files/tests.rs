@@ -709,3 +709,18 @@ mod mounts {
         }
     }
 }
+
+#[test]
+fn what_differs_is_what_comes_goes_or_has_other_bytes_or_another_mode() {
+    let dir = shm();
+    let mut directory = open(dir.path());
+    assert!(directory.differing(&set(&[("a", "1")])).is_empty(), "nothing was there before");
+    replace(
+        &mut directory,
+        &[("same", "1"), ("bytes", "1"), ("goes/x", "1"), ("longer", "1"), ("mode", "1")],
+    );
+    let mut next = set(&[("same", "1"), ("bytes", "2"), ("comes/x", "1"), ("longer", "12")]);
+    next.insert(FilePath::parse("mode").unwrap(), Secret::from("1".to_owned()), 0o400);
+    let differing: Vec<_> = directory.differing(&next).into_iter().collect();
+    assert_eq!(differing, ["bytes", "comes/x", "goes/x", "longer", "mode"]);
+}

@@ -1,5 +1,7 @@
 //! Walking what lies beneath a directory, without ever following a symbolic link.
 
+use std::collections::BTreeSet;
+
 use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -115,6 +117,36 @@ fn same_file(generation: &OwnedFd, path: &str, file: &File) -> Result<bool, Errn
             },
         }
     }
+}
+
+/// Paths at which the generation `name` and `set` differ.
+pub(super) fn differing(root: &OwnedFd, name: &str, set: &FileSet) -> BTreeSet<String> {
+    let Ok(generation) = directory(root, name) else { return BTreeSet::new() };
+    let mut there = BTreeSet::new();
+    // What cannot be listed is at least not called gone.
+    regardless(list_files(&generation, "", &mut there, MAX_DEPTH));
+    for (path, file) in set.iter() {
+        if same_file(&generation, path.as_str(), file).unwrap_or_default() {
+            there.remove(path.as_str());
+        } else {
+            there.insert(path.as_str().to_owned());
+        }
+    }
+    there
+}
+
+fn list_files(parent: &OwnedFd, above: &str, into: &mut BTreeSet<String>, depth: usize) -> Result<(), Errno> {
+    let depth = depth.checked_sub(1).ok_or(Errno::LOOP)?;
+    for name in names(parent)? {
+        let stat = fs::statat(parent, name.as_str(), AtFlags::SYMLINK_NOFOLLOW)?;
+        let path = format!("{above}{name}");
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            list_files(&directory(parent, &name)?, &format!("{path}/"), into, depth)?;
+        } else {
+            into.insert(path);
+        }
+    }
+    Ok(())
 }
 
 /// Counts what is not a directory.

@@ -7,6 +7,8 @@ mod answer;
 mod api;
 mod backoff;
 mod broker;
+mod delegated;
+mod keys;
 mod material;
 mod own;
 mod pod;
@@ -23,8 +25,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::answer::{refused, unavailable};
-use self::api::Api;
+use self::api::{Api, Either};
 use self::broker::Broker;
+use self::delegated::Delegated;
 use self::own::Own;
 pub(crate) use self::pod::Pod;
 use self::pod::{Office, Watcher, pair};
@@ -34,6 +37,8 @@ use crate::clock::Clock;
 use crate::identity::renewal::renew_at;
 use crate::identity::svid::verify_jwt;
 use crate::identity::{Identity, JwtSvid, Push, Workload};
+use crate::kubernetes::pods::Pods;
+use crate::kubernetes::{self, Server};
 use crate::spiffe::TrustDomain;
 
 /// How long a JWT-SVID may take.
@@ -41,13 +46,42 @@ const JWT_LIMIT: Duration = Duration::from_secs(10);
 /// Changes that may wait for the keeper; whoever brings more waits too.
 const PUSHES: usize = 64;
 
-/// What has to be known of SPIRE.
+/// Where SPIRE's Broker API is.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub struct BrokerConfig {
     /// The Workload API's socket: from there we have our own SVID.
     pub workload_socket: Socket,
     /// The Broker API's socket.
     pub broker_socket: Socket,
+}
+
+/// Where SPIRE's Delegated Identity API is, and where pods are read.
+#[derive(Debug, Clone)]
+pub struct DelegatedConfig {
+    /// The admin socket.
+    pub admin_socket: Socket,
+    /// The API server, whose word on a pod makes its selectors.
+    pub server: Server,
+    /// This node, as its Node object is called: no other node's pod is vouched for.
+    pub node: String,
+}
+
+/// Which of SPIRE's ways is used.
+#[derive(Debug, Clone)]
+pub enum WayConfig {
+    /// The Broker API.
+    Broker(BrokerConfig),
+    /// The Delegated Identity API.
+    Delegated(DelegatedConfig),
+    /// The first where SPIRE has it, else the second.
+    Either(BrokerConfig, DelegatedConfig),
+}
+
+/// What has to be known of SPIRE.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// How it is asked.
+    pub way: WayConfig,
     /// The trust domain whose SVIDs are accepted, and whose SPIRE agent is talked to.
     pub trust_domain: TrustDomain,
     /// Which of several SVIDs of a pod is used; none: SPIRE's first.
@@ -72,12 +106,26 @@ impl fmt::Debug for Spire {
 }
 
 impl Spire {
-    /// Identities by the Broker API. It connects when [`Spire::run`] does.
+    /// Identities from SPIRE. It connects when [`Spire::run`] does.
     #[must_use]
-    pub fn broker(config: Config) -> Self {
-        let Config { workload_socket, broker_socket, trust_domain, hint, clock } = config;
-        let own = Arc::new(Own::new(workload_socket, trust_domain.clone(), clock));
-        Self::new(Api::Broker(Broker::new(&broker_socket, own)), trust_domain, hint, clock)
+    pub fn open(config: Config) -> Self {
+        let Config { way, trust_domain, hint, clock } = config;
+        let broker = |config: BrokerConfig| {
+            let own = Arc::new(Own::new(config.workload_socket, trust_domain.clone(), clock));
+            Broker::new(&config.broker_socket, own)
+        };
+        let delegated = |config: DelegatedConfig| {
+            let pods = Pods::new(Arc::new(kubernetes::Api::new(config.server, clock)), config.node);
+            Delegated::new(config.admin_socket, pods, &trust_domain)
+        };
+        let api = match way {
+            WayConfig::Broker(config) => Api::Broker(broker(config)),
+            WayConfig::Delegated(config) => Api::Delegated(Box::new(delegated(config))),
+            WayConfig::Either(one, other) => {
+                Api::Either(Box::new(Either::new(broker(one), delegated(other))))
+            }
+        };
+        Self::new(api, trust_domain, hint, clock)
     }
 
     fn new(api: Api, domain: TrustDomain, hint: Option<String>, clock: Clock) -> Self {
@@ -201,7 +249,7 @@ impl Spire {
         let asked = api.jwts(workload, audience, identity.spiffe_id.as_str());
         let svids = match tokio::time::timeout(JWT_LIMIT, asked).await {
             Ok(Ok(svids)) => svids,
-            Ok(Err(status)) => return Err(api.meaning(&status, workload).error()),
+            Ok(Err(trouble)) => return Err(trouble.error()),
             Err(_) => {
                 return Err(unavailable(format!(
                     "SPIRE sent no JWT-SVID of pod {workload} within {} s",
@@ -219,6 +267,8 @@ impl Spire {
         let now = clock.wall();
         let expires = verify_jwt(&token, &identity.spiffe_id, audience, now)
             .map_err(|broken| refused(format!("the JWT-SVID that SPIRE sent can't be used: {broken}")))?;
+        let keys = api.keys().await.map_err(|trouble| trouble.error())?;
+        keys.vouch(&token, clock.now()).await?;
         Ok(JwtSvid { token, expires, renew_at: renew_at(now, expires, rand::random()) })
     }
 }

@@ -234,9 +234,8 @@ struct Claims {
 
 /// Checks a JWT-SVID for `expected` and this one audience, at `now`; answers when it ends.
 ///
-/// Its signature is not checked: the token was minted for this very call and came over a connection that the
-/// issuer authenticated with the trust domain's own root, so the signature would repeat what TLS has shown. Who
-/// is handed the token checks it.
+/// Its signature is not checked here. The embedded issuer minted the token for this very call, over a connection that it
+/// authenticated with the trust domain's own root; what SPIRE sends is verified by its keys (`spire/keys`).
 pub(crate) fn verify_jwt(
     token: &Secret,
     expected: &SpiffeId,

@@ -1,3 +1,4 @@
+mod outage;
 mod policies;
 mod pushes;
 mod told;
@@ -33,8 +34,12 @@ impl Scene {
         Self::telling(Recorder::off())
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the test owns the keeper's task and joins it")]
     fn telling(events: Recorder) -> Self {
+        Self::with(events, Notifier::off())
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the test owns the keeper's task and joins it")]
+    fn with(events: Recorder, notifier: Notifier) -> Self {
         let clock = Clock::pinned(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
         let sources = FakeSources::default();
         *sources.clock.lock().unwrap() = Some(clock);
@@ -43,7 +48,7 @@ impl Scene {
         let metrics = Arc::<Metrics>::default();
         let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::clone(&metrics));
         let shutdown = CancellationToken::new();
-        let life = tokio::spawn(keeper.telling(events).run(shutdown.clone()));
+        let life = tokio::spawn(keeper.telling(events).notifying(notifier).run(shutdown.clone()));
         Self { world, handle, metrics, shutdown, life }
     }
 
@@ -77,6 +82,7 @@ fn publish(id: &str, sa: &str, keys: &[(&str, &str)], dir: Option<&Path>) -> Pub
             pod_name: "p".into(),
             pod_uid: "u".into(),
             service_account: sa.into(),
+            hint: None,
         },
         request: Request::parse(attributes, &stores).unwrap(),
         tokens: vec![Token { audience: "countersign".into(), token: Secret::from("t".to_owned()) }],

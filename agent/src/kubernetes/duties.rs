@@ -8,8 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::kubernetes::events::{Events, Recorder};
+use crate::kubernetes::pods::Pods;
 use crate::kubernetes::taint::StartupTaint;
 use crate::kubernetes::{Api, ApiArgs};
+use crate::metrics::Metrics;
+use crate::notify::{Notices, Notifier};
 
 /// Flags for what needs the API server and is not needed for filling volumes.
 #[derive(Debug, Clone, Args)]
@@ -20,6 +23,9 @@ pub struct ClusterArgs {
     /// Tell of refreshes that fail and identities that end by events on their pods
     #[arg(long, env = "COUNTERSIGN_EVENTS")]
     pub events: bool,
+    /// Call pods that ask for it when their files have changed (`countersign.dev/on-change`); pods are read for that
+    #[arg(long, env = "COUNTERSIGN_ON_CHANGE", requires = "node_name")]
+    pub on_change: bool,
     /// Key of the taint to remove from this node once kubelet has registered the driver
     #[arg(long, env = "COUNTERSIGN_STARTUP_TAINT", requires = "node_name")]
     pub startup_taint: Option<String>,
@@ -33,18 +39,36 @@ pub struct ClusterArgs {
 pub struct Duties {
     /// Where to tell of pods.
     pub recorder: Recorder,
+    /// Where to tell pods themselves.
+    pub notifier: Notifier,
     events: Option<Events>,
+    notices: Option<Notices>,
     taint: Option<StartupTaint>,
 }
 
 impl Duties {
     /// The duties that were asked for.
-    pub fn new(args: &ClusterArgs, api: &ApiArgs, clock: Clock) -> anyhow::Result<Self> {
+    pub fn new(
+        args: &ClusterArgs,
+        api: &ApiArgs,
+        metrics: &Arc<Metrics>,
+        clock: Clock,
+    ) -> anyhow::Result<Self> {
         let taint = args.startup_taint.as_deref().filter(|taint| !taint.is_empty());
-        if !args.events && taint.is_none() {
-            return Ok(Self { recorder: Recorder::off(), events: None, taint: None });
-        }
-        let needed_by = if args.events { "--events" } else { "--startup-taint" };
+        let needed_by = match (args.events, args.on_change, taint) {
+            (true, _, _) => "--events",
+            (false, true, _) => "--on-change",
+            (false, false, Some(_)) => "--startup-taint",
+            (false, false, None) => {
+                return Ok(Self {
+                    recorder: Recorder::off(),
+                    notifier: Notifier::off(),
+                    events: None,
+                    notices: None,
+                    taint: None,
+                });
+            }
+        };
         let server =
             api.server(needed_by).map_err(|problem| anyhow::anyhow!("--kubernetes-url: {problem}"))?;
         let api = Arc::new(Api::new(server, clock));
@@ -56,21 +80,33 @@ impl Duties {
             })
             .transpose()?;
         let (events, recorder) = if args.events {
-            let (events, recorder) = Events::new(api, args.node_name.clone());
+            let (events, recorder) = Events::new(Arc::clone(&api), args.node_name.clone());
             (Some(events), recorder)
         } else {
             (None, Recorder::off())
         };
-        Ok(Self { recorder, events, taint })
+        let (notices, notifier) = if args.on_change {
+            let pods = Pods::new(api, args.node_name.clone());
+            let (notices, notifier) = Notices::new(pods, Arc::clone(metrics), recorder.clone());
+            (Some(notices), notifier)
+        } else {
+            (None, Notifier::off())
+        };
+        Ok(Self { recorder, notifier, events, notices, taint })
     }
 
     /// Does them until `shutdown`.
     pub async fn run(self, shutdown: &CancellationToken) {
-        let Self { recorder: _, events, taint } = self;
+        let Self { recorder: _, notifier: _, events, notices, taint } = self;
         tokio::join!(
             async {
                 if let Some(events) = events {
                     events.run(shutdown).await;
+                }
+            },
+            async {
+                if let Some(notices) = notices {
+                    notices.run(shutdown).await;
                 }
             },
             async {
@@ -98,7 +134,7 @@ mod tests {
 
     fn duties(flags: &[&str]) -> Result<(bool, bool), String> {
         let line = Line::try_parse_from(["agent"].iter().chain(flags)).map_err(|error| error.to_string())?;
-        let duties = Duties::new(&line.cluster, &line.api, Clock::system());
+        let duties = Duties::new(&line.cluster, &line.api, &Arc::default(), Clock::system());
         duties
             .map(|duties| (duties.events.is_some(), duties.taint.is_some()))
             .map_err(|error| error.to_string())
@@ -113,6 +149,8 @@ mod tests {
         assert_eq!(duties(&[url, taint, "--node-name=n1"]), Ok((false, true)));
         for (flags, why) in [
             (vec!["--events"], "--kubernetes-url: is needed outside a pod with --events"),
+            (vec!["--on-change", "--node-name=n1"], "is needed outside a pod with --on-change"),
+            (vec!["--on-change", url], "--node-name"),
             (vec![url, taint, "--node-name=N/1"], "--node-name: must be the name of this node"),
             (vec!["--kubernetes-url=http://10.0.0.1", "--events"], "must be https://HOST:PORT"),
         ] {

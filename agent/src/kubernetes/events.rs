@@ -38,6 +38,8 @@ pub enum Reason {
     RefreshRecovered,
     /// The identity is in the last quarter of its life and could not be renewed.
     IdentityEnding,
+    /// The pod asked to be told of changed files, and could not be.
+    NotTold,
 }
 
 impl Reason {
@@ -46,12 +48,13 @@ impl Reason {
             Self::RefreshFailing => "RefreshFailing",
             Self::RefreshRecovered => "RefreshRecovered",
             Self::IdentityEnding => "IdentityEnding",
+            Self::NotTold => "ChangeNotTold",
         }
     }
 
     fn kind(self) -> &'static str {
         match self {
-            Self::RefreshFailing | Self::IdentityEnding => "Warning",
+            Self::RefreshFailing | Self::IdentityEnding | Self::NotTold => "Warning",
             Self::RefreshRecovered => "Normal",
         }
     }

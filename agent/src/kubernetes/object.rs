@@ -11,6 +11,8 @@ pub(crate) enum Resource {
     ConfigMaps,
     /// Nodes.
     Nodes,
+    /// Pods of a namespace.
+    Pods,
     /// What CSI drivers kubelet has registered on a node.
     CsiNodes,
     /// Configurations of mutating webhooks.
@@ -52,6 +54,7 @@ impl ObjectName {
         match self.resource {
             Resource::ConfigMaps => format!("/api/v1/namespaces/{namespace}/configmaps"),
             Resource::Nodes => "/api/v1/nodes".to_owned(),
+            Resource::Pods => format!("/api/v1/namespaces/{namespace}/pods"),
             Resource::CsiNodes => "/apis/storage.k8s.io/v1/csinodes".to_owned(),
             Resource::MutatingWebhookConfigurations => {
                 "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations".to_owned()
@@ -75,6 +78,7 @@ impl std::fmt::Display for ObjectName {
         let kind = match self.resource {
             Resource::ConfigMaps => "ConfigMap",
             Resource::Nodes => "Node",
+            Resource::Pods => "Pod",
             Resource::CsiNodes => "CSINode",
             Resource::MutatingWebhookConfigurations => "MutatingWebhookConfiguration",
         };

@@ -71,7 +71,7 @@ fn template(text: &str, shelf: &Shelf) -> Result<Rendered, Error> {
 fn text(rendered: Rendered) -> String {
     match rendered {
         Rendered::File(bytes) => String::from_utf8(bytes.expose().to_vec()).unwrap(),
-        other @ (Rendered::Omitted | Rendered::Needs(_)) => panic!("{other:?}"),
+        other @ (Rendered::Files(_) | Rendered::Omitted | Rendered::Needs(_)) => panic!("{other:?}"),
     }
 }
 
@@ -254,6 +254,18 @@ fn identities_in_other_forms() {
     let truststore = jks::truststore("example.org", &[b"root".to_vec()]);
     assert_eq!(rendered("svid.countersign.dev/jks-truststore", "ca.jks"), [bytes(&truststore)]);
 
+    let named = |name: &str, body: &str| {
+        (
+            FilePath::parse(&format!("tls/{name}.spiffe-trust-bundle.x509.pem")).unwrap(),
+            Secret::from(certificate(body)),
+        )
+    };
+    let bundles = vec![named("example.org", "cm9vdA=="), named("partner.example", "cGFydG5lcg==")];
+    assert_eq!(
+        rendered("svid.countersign.dev/folder", "tls"),
+        [Ok(Rendered::Files(bundles)), bytes(pair.as_bytes())]
+    );
+
     let bundle = "bundle.countersign.dev/b.pem";
     let partner = bytes(certificate("cGFydG5lcg==").as_bytes());
     assert_eq!(rendered(bundle, "partner.example"), [bytes(certificate("cGFydG5lcg==").as_bytes())]);
@@ -345,7 +357,7 @@ fn references_in_branches_are_asked_for_as_they_open_up() {
                 }
                 asked.push(paths);
             }
-            rendered @ (Rendered::File(_) | Rendered::Omitted) => break text(rendered),
+            rendered @ (Rendered::File(_) | Rendered::Files(_) | Rendered::Omitted) => break text(rendered),
         }
     };
     assert_eq!(rendered, "BPQ");

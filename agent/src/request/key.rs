@@ -9,8 +9,9 @@ const SVID: &str = "svid.countersign.dev";
 const PLAIN: &str = "countersign.dev";
 const BUNDLE: &str = "bundle.countersign.dev";
 const DOMAINS: [&str; 6] = [SECRET, TEMPLATE, JWT, BUNDLE, SVID, PLAIN];
-const SVID_NAMES: [&str; 4] = ["x509", "pem", "der", "jks-truststore"];
-const PLAIN_NAMES: [&str; 6] = ["refresh", "on-revoked", "stale-ok", "inject", "path", "containers"];
+const SVID_NAMES: [&str; 6] = ["x509", "pem", "der", "jks-truststore", "folder", "hint"];
+const PLAIN_NAMES: [&str; 7] =
+    ["refresh", "on-revoked", "stale-ok", "on-change", "inject", "path", "containers"];
 
 /// What a key asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,12 +32,18 @@ pub(super) enum Key {
     Der,
     /// One file with the trust bundle for Java.
     JksTruststore,
+    /// A directory as the draft SPIFFE Filesystem Delivery has it.
+    Folder,
+    /// Which of several SVIDs is meant.
+    Hint,
     /// How long secrets are good for.
     Refresh,
     /// What becomes of files whose secret is withdrawn.
     OnRevoked,
     /// Whether the pod may start with what the node has read before.
     StaleOk,
+    /// Whom to tell when files have changed.
+    OnChange,
     /// Whether the admission policy adds the volume.
     Inject,
     /// Where the admission policy mounts the volume.
@@ -59,9 +66,12 @@ impl Key {
             (SVID, "pem") => Ok(Self::Pem),
             (SVID, "der") => Ok(Self::Der),
             (SVID, "jks-truststore") => Ok(Self::JksTruststore),
+            (SVID, "folder") => Ok(Self::Folder),
+            (SVID, "hint") => Ok(Self::Hint),
             (PLAIN, "refresh") => Ok(Self::Refresh),
             (PLAIN, "on-revoked") => Ok(Self::OnRevoked),
             (PLAIN, "stale-ok") => Ok(Self::StaleOk),
+            (PLAIN, "on-change") => Ok(Self::OnChange),
             (PLAIN, "inject") => Ok(Self::Inject),
             (PLAIN, "path") => Ok(Self::Path),
             (PLAIN, "containers") => Ok(Self::Containers),
@@ -134,7 +144,10 @@ mod tests {
             ("svid.countersign.dev/der", Key::Der),
             ("svid.countersign.dev/jks-truststore", Key::JksTruststore),
             ("bundle.countersign.dev/partner.pem", Key::Bundle(file("partner.pem"))),
+            ("svid.countersign.dev/folder", Key::Folder),
+            ("svid.countersign.dev/hint", Key::Hint),
             ("countersign.dev/refresh", Key::Refresh),
+            ("countersign.dev/on-change", Key::OnChange),
             ("countersign.dev/on-revoked", Key::OnRevoked),
             ("countersign.dev/stale-ok", Key::StaleOk),
             ("countersign.dev/inject", Key::Inject),
@@ -166,13 +179,13 @@ mod tests {
             (
                 "svid.countersign.dev/tls.crt",
                 "unknown key; known are svid.countersign.dev/x509, svid.countersign.dev/pem, \
-                 svid.countersign.dev/der, svid.countersign.dev/jks-truststore; a file is \
+                 svid.countersign.dev/der, svid.countersign.dev/jks-truststore, svid.countersign.dev/folder, svid.countersign.dev/hint; a file is \
                  secret.countersign.dev/<file>",
             ),
             (
                 "countersign.dev/db-password",
                 "unknown key; known are countersign.dev/refresh, countersign.dev/on-revoked, \
-                 countersign.dev/stale-ok, countersign.dev/inject, countersign.dev/path, \
+                 countersign.dev/stale-ok, countersign.dev/on-change, countersign.dev/inject, countersign.dev/path, \
                  countersign.dev/containers; a file is secret.countersign.dev/<file>",
             ),
             ("refresh", "unknown key; did you mean countersign.dev/refresh?"),

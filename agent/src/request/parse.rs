@@ -1,12 +1,13 @@
 //! From a pod's attributes to a [`Request`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::key::Key;
 use super::{
-    Content, DEFAULT_REFRESH, FilePath, FileSpec, OnRevoked, Problem, Reference, Request, StoreNames,
-    Template, duration,
+    Content, DEFAULT_REFRESH, FilePath, FileSpec, OnChange, OnRevoked, Problem, Reference, Request,
+    StoreNames, Template, duration,
 };
 use crate::Error;
 use crate::spiffe::TrustDomain;
@@ -17,6 +18,9 @@ const MAX_FILES: usize = 512;
 const MAX_ATTRIBUTE_BYTES: usize = 256 * 1024;
 /// The longest key, in bytes: the longest path, and a domain before it.
 const MAX_KEY_BYTES: usize = 4095 + 32;
+/// What the draft SPIFFE Filesystem Delivery calls key and chain, and how it calls a trust domain's bundle after the domain's name.
+const CREDENTIALS: &str = "credential-bundle.private-key.x509.pem";
+pub(super) const BUNDLE_SUFFIX: &str = ".spiffe-trust-bundle.x509.pem";
 /// The key of a problem that is nobody's own.
 const WHOLE: &str = "volume attributes";
 
@@ -50,8 +54,8 @@ impl Request {
         for (key, value) in sorted {
             read(&mut files, &mut choices, &key, &value, stores)?;
         }
-        let Choices { refresh, on_revoked, stale_ok } = choices;
-        Ok(Self { files: files.finish()?, refresh, on_revoked, stale_ok })
+        let Choices { refresh, on_revoked, stale_ok, on_change, hint } = choices;
+        Ok(Self { files: files.finish()?, refresh, on_revoked, stale_ok, on_change, hint })
     }
 }
 
@@ -73,11 +77,19 @@ struct Choices {
     refresh: Duration,
     on_revoked: OnRevoked,
     stale_ok: bool,
+    on_change: Option<OnChange>,
+    hint: Option<Arc<str>>,
 }
 
 impl Default for Choices {
     fn default() -> Self {
-        Self { refresh: DEFAULT_REFRESH, on_revoked: OnRevoked::default(), stale_ok: false }
+        Self {
+            refresh: DEFAULT_REFRESH,
+            on_revoked: OnRevoked::default(),
+            stale_ok: false,
+            on_change: None,
+            hint: None,
+        }
     }
 }
 
@@ -129,6 +141,12 @@ fn read(
             let path = FilePath::parse(value.trim_ascii()).map_err(at)?;
             files.add(key, path, None, Content::X509BundleJks)?;
         }
+        Key::Folder => {
+            let folder = value.trim_ascii();
+            let inside = |name: &str| FilePath::parse(&format!("{folder}/{name}")).map_err(at);
+            files.add(key, inside(CREDENTIALS)?, None, Content::X509Pair)?;
+            files.add(key, inside(BUNDLE_SUFFIX)?, None, Content::BundleFiles)?;
+        }
         Key::X509 => {
             let [chain, private_key, bundle] = x509_names(value).map_err(at)?;
             files.add(key, chain, None, Content::X509Chain)?;
@@ -138,6 +156,8 @@ fn read(
         Key::Refresh => choices.refresh = duration::parse(value.trim_ascii()).map_err(at)?,
         Key::OnRevoked => choices.on_revoked = on_revoked(value.trim_ascii()).map_err(at)?,
         Key::StaleOk => choices.stale_ok = flag(value.trim_ascii()).map_err(at)?,
+        Key::OnChange => choices.on_change = Some(OnChange::parse(value.trim_ascii()).map_err(at)?),
+        Key::Hint => choices.hint = Some(hint(value.trim_ascii()).map_err(at)?),
         Key::Inject => flag(value).map(drop).map_err(at)?,
         Key::Path => mount_path(value).map_err(at)?,
         Key::Containers => containers(value).map_err(at)?,
@@ -185,6 +205,20 @@ impl Files {
                     );
                     return Err(Error::request(&file.key, problem));
                 }
+            }
+        }
+        for (path, file) in self.0.iter().filter(|(_, file)| matches!(file.content, Content::BundleFiles)) {
+            let taken = |(other, _): &(&FilePath, &FileSpec)| {
+                *other != path
+                    && other.ancestors().next() == path.ancestors().next()
+                    && other.as_str().ends_with(BUNDLE_SUFFIX)
+            };
+            if let Some((taken, other)) = self.0.iter().find(taken) {
+                let problem = format!(
+                    "{taken} might be a trust domain's, and {} asks for it too; rename it",
+                    other.key
+                );
+                return Err(Error::request(&file.key, problem));
             }
         }
         Ok(self.0.into_values().collect())
@@ -243,6 +277,17 @@ fn x509_names(value: &str) -> Result<[FilePath; 3], Problem> {
             "names {} files, but three are needed: chain, key and bundle, such as tls.crt,tls.key,ca.crt",
             if value.trim_ascii().is_empty() { 0 } else { others.len() }
         ))),
+    }
+}
+
+/// The name that a registration entry gives its SVID (SPIFFE Workload API §5.2.1).
+fn hint(value: &str) -> Result<Arc<str>, Problem> {
+    if (1..=1024).contains(&value.len()) && !value.chars().any(char::is_control) {
+        Ok(value.into())
+    } else {
+        Err(Problem::new(
+            "a hint has 1 to 1024 printable bytes; write the one of the registration entry that is meant",
+        ))
     }
 }
 
@@ -311,6 +356,29 @@ mod tests {
 
     fn message(attributes: &[(&str, &str)]) -> String {
         parse(attributes).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_folder_has_the_names_of_the_draft_and_room_for_every_trust_domain() {
+        let parse = |attributes: &[(&str, &str)]| {
+            Request::parse(attributes.iter().copied(), &StoreNames::from_iter(["vault"]))
+        };
+        let folder = ("svid.countersign.dev/folder", "tls");
+        let files = parse(&[folder, ("secret.countersign.dev/tls/other", "vault:a")]).unwrap().files;
+        let paths: Vec<_> = files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(
+            paths,
+            ["tls/.spiffe-trust-bundle.x509.pem", "tls/credential-bundle.private-key.x509.pem", "tls/other"]
+        );
+        let partner = "bundle.countersign.dev/tls/partner.example.spiffe-trust-bundle.x509.pem";
+        let error = parse(&[folder, (partner, "partner.example")]).unwrap_err().to_string();
+        assert!(
+            error.contains("might be a trust domain's, and bundle.countersign.dev/tls/partner"),
+            "{error}"
+        );
+        for value in ["", "/tls", "../tls", "a//b"] {
+            assert!(parse(&[("svid.countersign.dev/folder", value)]).is_err(), "{value}");
+        }
     }
 
     #[test]

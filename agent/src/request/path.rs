@@ -1,6 +1,7 @@
 //! Where a file lies in the volume.
 
 use super::{FilePath, Problem};
+use crate::spiffe::TrustDomain;
 
 /// The longest name of one component, in bytes (`NAME_MAX`).
 const MAX_COMPONENT_BYTES: usize = 255;
@@ -39,6 +40,13 @@ impl FilePath {
     /// The paths of the directories that this one lies in, the nearest first.
     pub(crate) fn ancestors(&self) -> impl Iterator<Item = &str> {
         self.0.rmatch_indices('/').filter_map(|(slash, _)| self.0.get(..slash))
+    }
+
+    /// The path with the name of a trust domain before its own; none if that is no file's name.
+    pub(crate) fn of_domain(&self, domain: &TrustDomain) -> Option<Self> {
+        let name = self.components().next_back()?;
+        let folder = self.0.strip_suffix(name)?;
+        Self::parse(&format!("{folder}{domain}{name}")).ok()
     }
 }
 

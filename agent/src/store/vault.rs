@@ -12,6 +12,7 @@ mod client;
 pub mod config;
 mod document;
 pub mod explain;
+mod learned;
 mod lease;
 mod login;
 mod meters;
@@ -28,9 +29,8 @@ mod token;
 mod wanted;
 mod wrapping;
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method as Verb;
@@ -49,15 +49,16 @@ use super::{Answer, Fetched, Fresh, Held};
 use client::{Call, Client, Credential};
 use config::{Inline, Method, Namespace, Settings, VaultConfig};
 use document::Versions;
+use learned::Learned;
 use lease::{Lease, Standing};
 use login::Door;
 pub use meters::Families;
 use meters::Meters;
 use mount::Mounts;
-use read::{Outcome, Reading};
+use read::{Known, Outcome, Reading};
 use reaper::{Reaper, Revocation};
 use session::{Session, Sessions};
-use wanted::{LeaseMode, Path, Wanted};
+use wanted::{LeaseMode, Wanted};
 use wrapping::Unwrapped;
 
 /// How often sessions that nobody uses are looked for.
@@ -81,7 +82,7 @@ struct Inner {
     mounting: tokio::sync::Mutex<()>,
     versions: Versions,
     /// Paths whose answers turned out to have a lease, or to have none, against what their mount suggested.
-    learned: Mutex<HashMap<(Namespace, Path), bool>>,
+    learned: Learned,
     /// Whether the servers log in and read at once, and when they were asked.
     inline: tokio::sync::Mutex<Option<(bool, Instant)>>,
     reaper: Reaper,
@@ -94,6 +95,8 @@ struct Inner {
 pub struct Holding {
     session: Arc<Session>,
     lease: Option<Arc<Lease>>,
+    /// The plain secret as it was read last, for a look whether it is still the same.
+    known: Option<Arc<Known>>,
     unwrapped: Option<Arc<Unwrapped>>,
 }
 
@@ -114,9 +117,8 @@ impl fmt::Debug for VaultStore {
 struct Health {
     #[serde(default)]
     version: String,
-    /// `OpenBao` has neither of these.
+    /// Vault says whether it is its Enterprise edition; `OpenBao`, which has no editions, does not.
     enterprise: Option<bool>,
-    replication_dr_mode: Option<String>,
 }
 
 impl VaultStore {
@@ -139,7 +141,7 @@ impl VaultStore {
             mounts: Mounts::default(),
             mounting: tokio::sync::Mutex::default(),
             versions: Versions::new(),
-            learned: Mutex::default(),
+            learned: Learned::default(),
             inline: tokio::sync::Mutex::default(),
             reaper,
             inbox: tokio::sync::Mutex::new(inbox),
@@ -166,7 +168,7 @@ impl VaultStore {
         store.allowed(id, &wanted)?;
         let mut holding = match held.take() {
             Some(Held::Vault(holding)) => holding,
-            None => Holding { session: store.sessions.of(id), lease: None, unwrapped: None },
+            None => Holding { session: store.sessions.of(id), lease: None, known: None, unwrapped: None },
         };
         *held = Some(Held::Vault(holding.clone()));
         if let Some(lease) = &holding.lease {
@@ -197,11 +199,26 @@ impl VaultStore {
             }
         }
         let namespace = store.namespace.join(&wanted.namespace);
-        let reading =
-            Reading { store, mint, ask, wanted: &wanted, session: &holding.session, namespace: &namespace };
+        let reading = Reading {
+            store,
+            mint,
+            ask,
+            wanted: &wanted,
+            session: &holding.session,
+            namespace: &namespace,
+            known: holding.known.clone(),
+        };
         let fetched = match reading.read().await? {
             Outcome::Apart => return Ok(Answer::Apart),
-            Outcome::Plain(fetched) => fetched,
+            Outcome::Unchanged(fetched, known) => {
+                holding.known = Some(known);
+                *held = Some(Held::Vault(holding));
+                return Ok(Answer::Kept(fetched));
+            }
+            Outcome::Plain(fetched, known) => {
+                holding.known = known;
+                fetched
+            }
             Outcome::Leased(fetched, lease) => {
                 if let Some(old) = holding.lease.replace(lease) {
                     old.replaced();
@@ -253,8 +270,7 @@ impl Inner {
         if wanted.lease != LeaseMode::Auto {
             return None;
         }
-        let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
-        learned.get(&(namespace.clone(), wanted.path.clone())).copied()
+        self.learned.of(namespace, &wanted.path)
     }
 
     fn learn(&self, namespace: &Namespace, wanted: &Wanted, leased: bool) {
@@ -264,8 +280,7 @@ impl Inner {
             leased,
             "whether this secret has a lease was not as its mount suggested"
         );
-        let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
-        learned.insert((namespace.clone(), wanted.path.clone()), leased);
+        self.learned.learn(namespace, &wanted.path, leased, self.door.clock.now());
     }
 
     /// The document, unwrapped if that was asked for; what was unwrapped before is kept as long as its token is there.
@@ -328,9 +343,9 @@ impl Inner {
     }
 }
 
-/// `OpenBao` from 2.4 on: its health names a version as Vault's does, but nothing of Vault's editions.
+/// `OpenBao` from 2.4 on. Its health names a version as Vault's does, and even Vault's replication, but no edition.
 fn offers_inline(health: &Health) -> bool {
     let mut numbers = health.version.split(['.', '-', '+']).map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    health.enterprise.is_none() && health.replication_dr_mode.is_none() && version >= (2, 4)
+    health.enterprise.is_none() && version >= (2, 4)
 }

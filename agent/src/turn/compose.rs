@@ -35,6 +35,12 @@ pub(super) fn compose(volume: &Volume, inputs: &Inputs, wall: SystemTime) -> Res
                 let mode = spec.mode.unwrap_or_else(|| default_mode(volume.fs_group));
                 files.insert(spec.path.clone(), content, mode);
             }
+            Ok(Rendered::Files(contents)) => {
+                let mode = spec.mode.unwrap_or_else(|| default_mode(volume.fs_group));
+                for (path, content) in contents {
+                    files.insert(path, content, mode);
+                }
+            }
             Ok(Rendered::Omitted) => {}
             Ok(Rendered::Needs(references)) => needs.extend(references),
             Err(error) if volume.wipes() && error.is_withdrawal() => lack(error),
@@ -80,6 +86,7 @@ fn ended(spec: &FileSpec, inputs: &Inputs, wall: SystemTime) -> Option<Error> {
         | Content::X509BundleDer
         | Content::X509BundleJks
         | Content::Bundle { .. }
+        | Content::BundleFiles
         | Content::Secret(_)
         | Content::Template(_) => return None,
     };

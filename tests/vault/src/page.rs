@@ -151,6 +151,24 @@ mod tests {
         assert_eq!(found, [block("A", "sh", "# not a heading\none\n"), block("B c", "yaml", "x: 1\n")]);
     }
 
+    /// Nine in Vault and one of helm, as the page says, and three for certificates.
+    #[test]
+    fn the_page_keeps_to_its_ten_commands() {
+        let page = Page::read("vault.md").unwrap();
+        let commands = |heading: &str| {
+            let blocks = page.under(heading, "sh").unwrap();
+            let lines = blocks.iter().flat_map(|block| block.text.lines());
+            lines.filter(|line| line.starts_with("vault ")).count()
+        };
+        let counts: Vec<_> =
+            ["The login, once a cluster", "A workload", "Secrets to try it with", "A database"]
+                .iter()
+                .map(|heading| commands(heading))
+                .collect();
+        assert_eq!(counts.iter().sum::<usize>() + 1, 10, "{counts:?}");
+        assert_eq!(commands("Certificates"), 3);
+    }
+
     #[test]
     fn a_command_that_fails_is_told() {
         let directory = tempfile::tempdir().unwrap();

@@ -18,14 +18,48 @@ use crate::api::Api;
 use crate::audit;
 use crate::authority::Authority;
 
-/// The binary, where it is not on PATH.
-const BINARY: &str = "VAULT_BIN";
+/// Whose server it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// `HashiCorp`'s, or whatever else is found where it is looked for.
+    #[default]
+    Vault,
+    /// `OpenBao` alone.
+    OpenBao,
+}
+
+impl Kind {
+    /// The variable that names the binary where it is not on PATH.
+    fn variable(self) -> &'static str {
+        match self {
+            Self::Vault => "VAULT_BIN",
+            Self::OpenBao => "BAO_BIN",
+        }
+    }
+
+    /// Its names on PATH.
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Vault => &["vault", "bao"],
+            Self::OpenBao => &["bao"],
+        }
+    }
+
+    /// What builds one.
+    fn tool(self) -> &'static str {
+        match self {
+            Self::Vault => "vault",
+            Self::OpenBao => "openbao",
+        }
+    }
+}
 
 /// A server and what opens it.
 #[derive(Debug)]
 pub struct Vault {
     process: Option<Process>,
     binary: PathBuf,
+    environment: Vec<(String, String)>,
     address: SocketAddr,
     authority: Authority,
     anonymous: Api,
@@ -36,22 +70,27 @@ pub struct Vault {
 
 impl Vault {
     /// Starts one with nothing in it, opens it, and turns its audit file on.
-    pub async fn start() -> Result<Self> {
-        Self::start_with(find()?).await
+    pub async fn start(kind: Kind, environment: &[(&str, &str)]) -> Result<Self> {
+        let environment = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        Self::start_with(kind, find(kind)?, environment.collect()).await
     }
 
-    /// The same with this binary.
-    pub async fn start_with(binary: PathBuf) -> Result<Self> {
-        Self::start_at(binary, free_address()?).await
+    async fn start_with(kind: Kind, binary: PathBuf, environment: Vec<(String, String)>) -> Result<Self> {
+        Self::start_at(kind, binary, free_address()?, environment).await
     }
 
-    /// The same at this address.
-    pub async fn start_at(binary: PathBuf, address: SocketAddr) -> Result<Self> {
+    /// One of this binary at this address, with these variables in its environment.
+    pub async fn start_at(
+        kind: Kind,
+        binary: PathBuf,
+        address: SocketAddr,
+        environment: Vec<(String, String)>,
+    ) -> Result<Self> {
         let scratch = Scratch::new()?;
         let authority = Authority::new("vault test authority")?;
         authority.write(&scratch.path().join("ca.crt"))?;
         let (certificate, key) = authority.certificate_at(address)?.write(scratch.path(), "vault")?;
-        let config = json!({
+        let mut config = json!({
             "storage": {"raft": {
                 "path": scratch.directory("raft", 0o700)?, "node_id": "one", "performance_multiplier": 1,
             }},
@@ -66,11 +105,24 @@ impl Vault {
             "default_lease_ttl": "1h",
             "max_lease_ttl": "24h",
         });
+        if let (Kind::OpenBao, Some(config)) = (kind, config.as_object_mut()) {
+            // Else an audit file has to be named here.
+            config.insert("unsafe_allow_api_audit_creation".to_owned(), json!(true));
+        }
         replace_file(&scratch.path().join("vault.json"), config.to_string().as_bytes(), 0o600)?;
         let anonymous = Api::new(address, &authority)?;
         let (unseal_key, root_token) = (String::new(), String::new());
-        let mut vault =
-            Self { process: None, binary, address, authority, anonymous, unseal_key, root_token, scratch };
+        let mut vault = Self {
+            process: None,
+            binary,
+            environment,
+            address,
+            authority,
+            anonymous,
+            unseal_key,
+            root_token,
+            scratch,
+        };
         vault.run().await?;
         let keys = json!({"secret_shares": 1, "secret_threshold": 1});
         let keys = vault.anonymous.write("sys/init", &keys).await.context("initialising")?;
@@ -86,7 +138,7 @@ impl Vault {
     async fn run(&mut self) -> Result<()> {
         let mut command = privileged(&self.binary);
         // What the environment says of other servers, proxies and authorities is not meant for this one.
-        command.env_clear();
+        command.env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("server").arg("-config").arg(self.scratch.path().join("vault.json"));
         let mut process = Process::start("vault", command, &self.log())?;
         let anonymous = self.anonymous.clone();
@@ -240,17 +292,22 @@ impl Vault {
 }
 
 /// The binary that the environment names, or the one on PATH.
-pub fn find() -> Result<PathBuf> {
-    if let Some(binary) = std::env::var_os(BINARY) {
+pub fn find(kind: Kind) -> Result<PathBuf> {
+    if let Some(binary) = std::env::var_os(kind.variable()) {
         return Ok(binary.into());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    for name in ["vault", "bao"] {
+    for name in kind.names() {
         if let Some(found) =
             std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
         {
             return Ok(found);
         }
     }
-    bail!("no vault and no bao on PATH, and {BINARY} names none: `tests/tools/build.sh vault` builds one")
+    bail!(
+        "no {} on PATH, and {} names none: `tests/tools/build.sh {}` builds one",
+        kind.names().join(" and no "),
+        kind.variable(),
+        kind.tool()
+    )
 }

@@ -13,7 +13,7 @@ use crate::authority::Authority;
 use crate::ingress::Ingress;
 use crate::page::{Page, Shell};
 use crate::postgres::Postgres;
-use crate::server::Vault;
+use crate::server::{Kind, Vault};
 
 /// Name of the store in every run.
 pub const STORE: &str = "vault";
@@ -25,6 +25,10 @@ const PAGE_CA: &str = "/etc/countersign/vault/ca.pem";
 /// What a world is made of.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
+    /// Whose server.
+    pub server: Kind,
+    /// What is in the server's environment.
+    pub environment: Vec<(&'static str, &'static str)>,
     /// The node.
     pub node: Setup,
     /// Whether there is a PostgreSQL, and everything else on the page that needs one.
@@ -55,7 +59,7 @@ impl World {
     /// Starts everything, in the order an operator would.
     pub async fn start(plan: Plan) -> Result<Self> {
         let postgres = async { if plan.database { Postgres::start().await.map(Some) } else { Ok(None) } };
-        let (vault, postgres) = tokio::try_join!(Vault::start(), postgres)?;
+        let (vault, postgres) = tokio::try_join!(Vault::start(plan.server, &plan.environment), postgres)?;
         let page = Page::read("vault.md")?;
         let mut setup = plan.node;
         let mut addresses = plan.more_addresses;

@@ -8,6 +8,7 @@ use tonic::{Code, Status};
 
 use crate::Error;
 use crate::identity::Workload;
+use crate::kubernetes::pods::PodError;
 
 /// What became of a question about a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +90,50 @@ pub(super) fn of_broker(status: &Status, workload: &Workload, us: Us<'_>) -> Tro
         | Code::ResourceExhausted
         | Code::Aborted
         | Code::DataLoss => Trouble::Down(down(status, &text, us)),
+    }
+}
+
+/// The meaning of a refusal by the Delegated Identity API. Its denials are about us and never about a pod, so no pod
+/// loses anything by them: a SPIRE agent that was attested anew does not know us for some seconds either.
+pub(super) fn of_delegated(status: &Status, workload: &Workload, us: Us<'_>) -> Trouble {
+    let text = said(status);
+    match status.code() {
+        Code::PermissionDenied if text.contains("no identity issued") => Trouble::Down(unavailable(format!(
+            "SPIRE has no registration entry for this agent itself, or none for pod {workload}: {text}"
+        ))),
+        Code::PermissionDenied => Trouble::Down(refused(format!(
+            "SPIRE refuses this agent: {text}; add {us} to authorized_delegates of the SPIRE agent"
+        ))),
+        Code::Unimplemented => Trouble::Down(refused(format!(
+            "SPIRE's admin socket has no Delegated Identity API: {text}; set admin_socket_path and authorized_delegates of the SPIRE agent"
+        ))),
+        Code::InvalidArgument => Trouble::Down(refused(format!(
+            "SPIRE does not understand what it is asked for pod {workload}: {text}"
+        ))),
+        Code::NotFound
+        | Code::Internal
+        | Code::Unauthenticated
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::Unavailable
+        | Code::DeadlineExceeded
+        | Code::Ok
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::ResourceExhausted
+        | Code::Aborted
+        | Code::DataLoss => Trouble::Down(down(status, &text, us)),
+    }
+}
+
+/// What it means that a pod could not be read from the API server.
+pub(super) fn of_pod(error: &PodError) -> Trouble {
+    match error {
+        PodError::Gone { .. } | PodError::Another { .. } => Trouble::Unseen(error.to_string()),
+        PodError::Elsewhere { .. } => Trouble::Denied(error.to_string()),
+        PodError::Forbidden { .. } => Trouble::Down(refused(error.to_string())),
+        PodError::Api(_) => Trouble::Down(unavailable(error.to_string())),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The Broker API: SPIRE attests a pod by its Kubernetes reference and streams its SVIDs to us.
 
+use std::io;
 use std::sync::Arc;
 
 use countersign_proto::broker::api_client::ApiClient;
@@ -20,6 +21,7 @@ use crate::secret::Secret;
 /// Client of one SPIRE agent's broker socket: one connection, a stream for each pod.
 #[derive(Debug)]
 pub(super) struct Broker {
+    socket: Socket,
     client: ApiClient<Channel>,
     own: Arc<Own>,
 }
@@ -27,7 +29,13 @@ pub(super) struct Broker {
 impl Broker {
     pub(super) fn new(socket: &Socket, own: Arc<Own>) -> Self {
         let us = Arc::clone(&own);
-        Self { client: ApiClient::new(socket::secured(socket, move || us.tls())), own }
+        let client = ApiClient::new(socket::secured(socket, move || us.tls()));
+        Self { socket: socket.clone(), client, own }
+    }
+
+    /// Whether a SPIRE agent answers at the socket, by a connection of its own.
+    pub(super) async fn knock(&self) -> io::Result<()> {
+        socket::knock(&self.socket, self.own.tls()?).await
     }
 
     pub(super) fn own(&self) -> &Own {

@@ -37,38 +37,33 @@ pub(super) struct Update {
     pub(super) federated: HashMap<String, Vec<u8>>,
 }
 
-impl From<workload::X509svidResponse> for Update {
-    fn from(message: workload::X509svidResponse) -> Self {
-        let offers = message.svids.into_iter().map(|svid| Offer {
-            spiffe_id: svid.spiffe_id,
-            chain: svid.x509_svid,
-            key: Secret::new(svid.x509_svid_key),
-            bundle: svid.bundle,
-            hint: svid.hint,
-        });
-        Self { offers: offers.collect(), federated: message.federated_bundles }
-    }
+/// The Workload API and the Broker API send the same, under two names.
+macro_rules! update_from {
+    ($message:ty) => {
+        impl From<$message> for Update {
+            fn from(message: $message) -> Self {
+                let offers = message.svids.into_iter().map(|svid| Offer {
+                    spiffe_id: svid.spiffe_id,
+                    chain: svid.x509_svid,
+                    key: Secret::new(svid.x509_svid_key),
+                    bundle: svid.bundle,
+                    hint: svid.hint,
+                });
+                Self { offers: offers.collect(), federated: message.federated_bundles }
+            }
+        }
+    };
 }
 
-impl From<broker::SubscribeToX509svidResponse> for Update {
-    fn from(message: broker::SubscribeToX509svidResponse) -> Self {
-        let offers = message.svids.into_iter().map(|svid| Offer {
-            spiffe_id: svid.spiffe_id,
-            chain: svid.x509_svid,
-            key: Secret::new(svid.x509_svid_key),
-            bundle: svid.bundle,
-            hint: svid.hint,
-        });
-        Self { offers: offers.collect(), federated: message.federated_bundles }
-    }
-}
+update_from!(workload::X509svidResponse);
+update_from!(broker::SubscribeToX509svidResponse);
 
 /// Why an update cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unusable {
     /// No SVID has the hint that was configured.
     #[error(
-        "none of the SVIDs has the hint {wanted:?}; those sent have {}; set `hint` in the registration entry, or another --spire-hint", found.join(", ")
+        "none of the SVIDs has the hint {wanted:?}; those sent have {}; set `hint` in the registration entry, or another svid.countersign.dev/hint or --spire-hint", found.join(", ")
     )]
     Hint {
         /// The configured one.
@@ -161,7 +156,7 @@ fn foreign(name: &str, ders: &[u8]) -> Result<(TrustDomain, Vec<Vec<u8>>), Broke
 }
 
 /// As much of a foreign text as a message can bear.
-fn short(text: &str) -> String {
+pub(super) fn short(text: &str) -> String {
     text.chars().take(80).collect()
 }
 

@@ -4,8 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_proto::workload::X509svidRequest;
 use countersign_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use countersign_proto::workload::{JwtBundlesRequest, X509svidRequest};
 use rustls::ClientConfig;
 use tokio::sync::watch;
 use tonic::metadata::AsciiMetadataValue;
@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::answer::innermost;
 use super::backoff::Backoff;
+use super::keys::Keys;
 use super::material::{Update, same};
 use super::socket::{self, Socket};
 use super::tls::client_config;
@@ -39,16 +40,47 @@ pub(super) struct Own {
     domain: TrustDomain,
     clock: Clock,
     state: watch::Sender<State>,
+    keys: Keys,
 }
 
 impl Own {
     pub(super) fn new(socket: Socket, domain: TrustDomain, clock: Clock) -> Self {
         let client = SpiffeWorkloadApiClient::new(socket::plain(&socket));
-        Self { socket, client, domain, clock, state: watch::Sender::default() }
+        let keys = Keys::new(domain.clone());
+        Self { socket, client, domain, clock, state: watch::Sender::default(), keys }
     }
 
     /// Follows what the Workload API says, for ever. To be dropped when the agent ends.
     pub(super) async fn follow(&self) {
+        tokio::join!(self.follow_svid(), self.follow_keys());
+    }
+
+    async fn follow_keys(&self) {
+        let mut backoff = Backoff::new(PAUSE);
+        loop {
+            let Err(trouble) = self.follow_keys_once(&mut backoff).await;
+            self.keys.trouble(&trouble);
+            tokio::time::sleep(backoff.next()).await;
+        }
+    }
+
+    async fn follow_keys_once(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, String> {
+        let answer = self.client.clone().fetch_jwt_bundles(request(JwtBundlesRequest {})).await;
+        let mut stream = answer.map_err(|status| self.meaning(&status))?.into_inner();
+        loop {
+            let message = stream.message().await.map_err(|status| self.meaning(&status))?;
+            let message = message.ok_or_else(|| format!("{}: SPIRE ended the stream", self.socket))?;
+            backoff.reset();
+            self.keys.learn(&message.bundles);
+        }
+    }
+
+    /// The keys that sign JWT-SVIDs of our trust domain.
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    async fn follow_svid(&self) {
         let mut backoff = Backoff::new(PAUSE);
         loop {
             let Err(trouble) = self.follow_once(&mut backoff).await;
@@ -58,9 +90,7 @@ impl Own {
     }
 
     async fn follow_once(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, String> {
-        let mut request = Request::new(X509svidRequest {});
-        request.metadata_mut().insert("workload.spiffe.io", AsciiMetadataValue::from_static("true"));
-        let answer = self.client.clone().fetch_x509svid(request).await;
+        let answer = self.client.clone().fetch_x509svid(request(X509svidRequest {})).await;
         let mut stream = answer.map_err(|status| self.meaning(&status))?.into_inner();
         loop {
             let message = stream.message().await.map_err(|status| self.meaning(&status))?;
@@ -131,9 +161,21 @@ impl Own {
         }
     }
 
+    /// Waits until SPIRE has told us who we are.
+    pub(super) async fn known(&self) {
+        // Not an error while `self` lives, for it holds the sender.
+        self.state.subscribe().wait_for(|state| state.svid.is_some()).await.map(drop).unwrap_or_default();
+    }
+
     /// TLS as ourselves, now.
     pub(super) fn tls(&self) -> io::Result<Arc<ClientConfig>> {
         let svid = self.living().map_err(io::Error::other)?;
         client_config(&svid, self.clock).map(Arc::new).map_err(io::Error::other)
     }
+}
+
+fn request<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("workload.spiffe.io", AsciiMetadataValue::from_static("true"));
+    request
 }

@@ -89,6 +89,19 @@ impl Pod {
     }
 }
 
+#[cfg(test)]
+impl Pod {
+    /// The first trouble that is met.
+    pub(super) async fn trouble(&self) -> Error {
+        let mut standing = self.standing.clone();
+        let said = standing.wait_for(|standing| !matches!(standing, Standing::Asked)).await.unwrap();
+        match said.clone() {
+            Standing::Waiting { error, .. } | Standing::Denied(error) => error,
+            other @ (Standing::Asked | Standing::Held { .. }) => panic!("{other:?}"),
+        }
+    }
+}
+
 /// What all watchers share.
 #[derive(Debug)]
 pub(super) struct Office {
@@ -158,7 +171,7 @@ impl Watcher {
         };
         let meaning = |status| office.api.meaning(&status, &self.workload);
         let subscribed = timeout(FIRST_WORD, office.api.subscribe(&self.workload)).await;
-        let mut stream = subscribed.map_err(|_| silent())?.map_err(meaning)?;
+        let mut stream = subscribed.map_err(|_| silent())??;
         let old = office.clock.now() + AGE.mul_f64(rand::rng().random_range(0.8..=1.2));
         let mut first = Some(office.clock.now() + FIRST_WORD);
         let mut empty: Option<Instant> = None;
@@ -188,7 +201,8 @@ impl Watcher {
     /// Takes in a message; false if it says that the pod has no SVID at all.
     async fn take(&self, update: Update) -> bool {
         let office = &*self.office;
-        match update.read(&office.domain, office.hint.as_deref(), office.clock.wall()) {
+        let hint = self.workload.hint.as_deref().or(office.hint.as_deref());
+        match update.read(&office.domain, hint, office.clock.wall()) {
             Ok(Some(svid)) => {
                 self.hold(svid).await;
                 true

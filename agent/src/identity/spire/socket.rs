@@ -97,6 +97,11 @@ where
     ))
 }
 
+/// Connects, shakes hands and hangs up.
+pub(super) async fn knock(socket: &Socket, config: Arc<ClientConfig>) -> io::Result<()> {
+    handshake(socket, config).await.map(drop)
+}
+
 async fn dial(socket: &Socket) -> io::Result<UnixStream> {
     UnixStream::connect(socket.path()).await.map_err(|error| {
         let remedy = match error.raw_os_error().map(Errno::from_raw_os_error) {

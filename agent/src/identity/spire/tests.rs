@@ -1,4 +1,5 @@
 pub(super) mod authority;
+mod delegated;
 mod fake;
 
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tonic::Status;
 
-use self::authority::{Authority, Signed, jwt};
+use self::authority::{Authority, Signed};
 use self::fake::{Fake, Word, broker_message, workload_message};
 use super::*;
 use crate::identity::X509Svid;
@@ -47,9 +48,12 @@ impl Scene {
             let path: PathBuf = directory.path().join(name);
             path.to_str().unwrap().parse().unwrap()
         };
-        let spire = Arc::new(Spire::broker(Config {
+        let way = WayConfig::Broker(BrokerConfig {
             workload_socket: socket("api.sock"),
             broker_socket: socket("broker.sock"),
+        });
+        let spire = Arc::new(Spire::open(Config {
+            way,
             trust_domain: "example.org".parse().unwrap(),
             hint: hint.map(ToOwned::to_owned),
             clock,
@@ -60,6 +64,7 @@ impl Scene {
         life.spawn(async move { running.run(&until).await });
         let scene = Self { authority, fake, spire, shutdown, life, clock, directory };
         scene.give_us(24 * HOUR);
+        scene.fake.script.keys.send_replace(scene.authority.jwt_bundles());
         scene
     }
 
@@ -137,6 +142,7 @@ fn pod(uid: &str) -> Workload {
         pod_name: "api-0".into(),
         pod_uid: uid.into(),
         service_account: "api".into(),
+        hint: None,
     }
 }
 
@@ -540,32 +546,42 @@ async fn a_jwt_svid_is_the_identitys_own_and_for_the_one_audience() {
         |id: &str, token: String| Jwtsvid { spiffe_id: id.to_owned(), svid: token, hint: String::new() };
     let answers = |answer| *scene.fake.script.jwts.lock().unwrap() = Some(answer);
     let other = "spiffe://example.org/b";
+    let token = scene.authority.jwt(&signed.id, "vault", expires);
     answers(Ok(vec![
-        minted(other, jwt(other, "vault", expires)),
-        minted(&signed.id, jwt(&signed.id, "vault", expires)),
+        minted(other, scene.authority.jwt(other, "vault", expires)),
+        minted(&signed.id, token.clone()),
     ]));
     let svid = scene.spire.jwt(&pod("u1"), &identity, "vault").await.unwrap();
-    assert_eq!(svid.token.expose(), jwt(&signed.id, "vault", expires).as_bytes());
+    assert_eq!(svid.token.expose(), token.as_bytes());
     assert!(svid.renew_at < svid.expires && svid.expires <= expires);
 
     for (audience, answer, part) in [
         ("", Ok(Vec::new()), "needs an audience"),
         (
             "vault",
-            Ok(vec![minted(other, jwt(other, "vault", expires))]),
+            Ok(vec![minted(other, scene.authority.jwt(other, "vault", expires))]),
             "SPIRE sent no JWT-SVID of pod pay/api-0 for spiffe://example.org/a",
         ),
         (
             "vault",
-            Ok(vec![minted(&signed.id, jwt(other, "vault", expires))]),
+            Ok(vec![minted(&signed.id, scene.authority.jwt(other, "vault", expires))]),
             "its subject is not spiffe://example.org/a",
         ),
         (
             "other",
-            Ok(vec![minted(&signed.id, jwt(&signed.id, "vault", expires))]),
+            Ok(vec![minted(&signed.id, scene.authority.jwt(&signed.id, "vault", expires))]),
             "its audience is not exactly",
         ),
-        ("vault", Ok(vec![minted(&signed.id, jwt(&signed.id, "vault", scene.now() - HOUR))]), "past it"),
+        (
+            "vault",
+            Ok(vec![minted(&signed.id, scene.authority.jwt(&signed.id, "vault", scene.now() - HOUR))]),
+            "past it",
+        ),
+        (
+            "vault",
+            Ok(vec![minted(&signed.id, Authority::new("example.org").jwt(&signed.id, "vault", expires))]),
+            "no key of trust domain example.org's bundle has its kid",
+        ),
         (
             "vault",
             Err(Status::permission_denied("no identity issued")),
@@ -585,6 +601,29 @@ async fn a_jwt_svid_is_the_identitys_own_and_for_the_one_audience() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_that_comes_late_is_waited_for_and_one_that_never_comes_is_not() {
+    let scene = Scene::new();
+    let (signed, expires) = (scene.signed("a"), scene.now() + HOUR);
+    scene.says("u1", &[&signed]);
+    let _volume = scene.spire.subscribe(&pod("u1"));
+    let identity = scene.spire.x509(&pod("u1"), None).await.unwrap();
+    let next = Authority::new("example.org");
+    let token = next.jwt(&signed.id, "vault", expires);
+    let minted = Jwtsvid { spiffe_id: signed.id.clone(), svid: token.clone(), hint: String::new() };
+    *scene.fake.script.jwts.lock().unwrap() = Some(Ok(vec![minted]));
+    let problem = scene.spire.jwt(&pod("u1"), &identity, "vault").await.unwrap_err();
+    assert!(matches!(problem, Error::IdentityUnavailable { .. }), "{problem}");
+    let pod = pod("u1");
+    let late = async {
+        sleep(Duration::from_secs(1)).await;
+        scene.fake.script.keys.send_replace(next.jwt_bundles());
+    };
+    let (asked, ()) = tokio::join!(scene.spire.jwt(&pod, &identity, "vault"), late);
+    assert_eq!(asked.unwrap().token.expose(), token.as_bytes());
+    scene.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hint_chooses_among_several_identities() {
     let scene = Scene::with(AGENT, Some("external"));
     let (inner, outer) = (scene.signed("inner"), scene.signed("outer"));
@@ -594,6 +633,11 @@ async fn a_hint_chooses_among_several_identities() {
     let word = Word::Says(watch::channel(message).0);
     scene.fake.script.pods.lock().unwrap().insert("u1".into(), word);
     let _volume = scene.spire.subscribe(&pod("u1"));
+    assert_eq!(scene.svid(&pod("u1")).await.unwrap().spiffe_id.as_str(), outer.id);
+    // A volume may be for another one: it is followed by itself.
+    let wanted = Workload { hint: Some("internal".into()), ..pod("u1") };
+    let _third = scene.spire.subscribe(&wanted);
+    assert_eq!(scene.svid(&wanted).await.unwrap().spiffe_id.as_str(), inner.id);
     assert_eq!(scene.svid(&pod("u1")).await.unwrap().spiffe_id.as_str(), outer.id);
     scene.says("u2", &[&inner]);
     let _other = scene.spire.subscribe(&pod("u2"));

@@ -120,4 +120,15 @@ pub enum Broken {
     /// A JWT without end, or past it.
     #[error("it has no exp claim, or is past it")]
     Expired,
+    /// A JWT that says it was signed by a key nobody has told of.
+    #[error("no key of trust domain {domain}'s bundle has its kid {kid:?}")]
+    UnknownKey {
+        /// The trust domain.
+        domain: TrustDomain,
+        /// The key's name, cut short.
+        kid: String,
+    },
+    /// A JWT that the key it names has not signed.
+    #[error("its signature is not by the key that it names")]
+    Signature,
 }

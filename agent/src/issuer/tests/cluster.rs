@@ -180,6 +180,7 @@ pub(crate) fn workload(name: &str) -> Workload {
         pod_name: format!("{name}-0"),
         pod_uid: format!("uid-{name}"),
         service_account: name.to_owned(),
+        hint: None,
     }
 }
 

@@ -6,7 +6,13 @@ use crate::testing::identity;
 const SVID: &[(&str, &str)] = &[("svid.countersign.dev/x509", "c,k,b"), ("secret.countersign.dev/a", "s:a")];
 
 fn workload(sa: &str) -> Workload {
-    Workload { namespace: "n".into(), pod_name: "p".into(), pod_uid: "u".into(), service_account: sa.into() }
+    Workload {
+        namespace: "n".into(),
+        pod_name: "p".into(),
+        pod_uid: "u".into(),
+        service_account: sa.into(),
+        hint: None,
+    }
 }
 
 /// Long enough for a turn, and too short for anything to be due.

@@ -94,3 +94,27 @@ async fn other_roots_set_every_volume_going_and_ask_nobody() {
     assert_eq!((scene.sources().reads(), scene.sources().signed()), asked);
     scene.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_runs_is_told_which_files_have_changed_and_one_that_starts_is_not() {
+    let (notifier, mut next) = Notifier::pair();
+    let scene = Scene::with(Recorder::off(), notifier);
+    let dir = directory();
+    let keys = [
+        ("secret.countersign.dev/one", "s:a"),
+        ("secret.countersign.dev/two", "s:b"),
+        ("countersign.dev/on-change", "post:8080/-/reload"),
+    ];
+    scene.sources().put("b", "same");
+    scene.publish("v", "a", &keys, Some(dir.path())).await.unwrap();
+    assert!(next().is_none(), "nobody listens before the files are there");
+    scene.sources().put("a", "changed");
+    tokio::time::sleep(MINUTE * 3).await;
+    let notice = next().unwrap();
+    assert_eq!((notice.target.port.get(), notice.target.path.as_str()), (8080, "/-/reload"));
+    assert_eq!(notice.files.iter().collect::<Vec<_>>(), ["one"]);
+    assert!(dir.path().join(&notice.generation).is_dir());
+    tokio::time::sleep(MINUTE * 3).await;
+    assert!(next().is_none(), "nothing has changed since");
+    scene.end().await;
+}

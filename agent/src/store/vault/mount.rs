@@ -169,6 +169,7 @@ impl Mounts {
     /// The server does not say what is mounted at `path`.
     pub(super) fn learn_unknown(&self, namespace: &Namespace, path: &Path, now: Instant) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, (_, at)| now.duration_since(*at) < MAX_AGE);
         known.insert((namespace.clone(), path.as_str().to_owned()), (Mount::unknown(), now));
     }
 

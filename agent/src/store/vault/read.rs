@@ -1,79 +1,38 @@
-//! One read: as whom, where, how, and what the answer means.
+//! One read: as whom, where and how. What the answer means is next door.
+
+mod meaning;
+mod pass;
+mod unchanged;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Method};
+use http::Method;
 use hyper::body::Bytes;
-use rand::Rng;
 
 use super::Inner;
 use super::answer::Reply;
-use super::client::{Call, Credential, json_body};
+use super::client::{Call, json_body};
 use super::config::Namespace;
-use super::document::{self, number, text};
-use super::lease::{Lease, Tenancy, Terms};
+use super::lease::{Lease, Tenancy};
 use super::login::NoLogin;
 use super::mount::{Engine, Manner, Mount};
-use super::pki::{self, Signing};
+use super::pki::Signing;
 use super::refusal::Question;
 use super::session::{Session, nothing};
-use super::token::Token;
 use super::wanted::{Verb, Wanted};
 use crate::Error;
-use crate::secret::{Node, Secret};
+use crate::secret::Secret;
 use crate::sources::{Ask, Caller, Mint};
 use crate::store::{Fetched, Fresh};
 
-/// What was made for a pod and does not say when it ends is made anew after this.
-const MADE: Duration = Duration::from_secs(12 * 3600);
-/// A credential that is rotated by the server is looked at again this long after, and a little more.
-const AFTER_ROTATION: Duration = Duration::from_secs(1);
+use meaning::has_versions;
+use pass::Pass;
+pub(super) use unchanged::Known;
+
 /// A token this young may not have reached every node of the cluster.
 const SETTLING: Duration = Duration::from_secs(2);
 const SETTLING_PAUSE: Duration = Duration::from_millis(100);
-
-/// What a read is authorized by.
-enum Pass {
-    Token(Arc<Token>),
-    Inline(HeaderMap),
-}
-
-impl Pass {
-    fn credential(&self) -> Credential<'_> {
-        match self {
-            Self::Token(token) => Credential::Token(&token.secret),
-            Self::Inline(headers) => Credential::Inline(headers),
-        }
-    }
-
-    fn policies(&self) -> &[String] {
-        match self {
-            Self::Token(token) => &token.policies,
-            Self::Inline(_) => &[],
-        }
-    }
-}
-
-/// An answer, understood.
-struct Understood {
-    node: Node,
-    version: String,
-    fresh: Fresh,
-    terms: Option<Terms>,
-    request_id: String,
-}
-
-impl Understood {
-    fn fetched(self) -> Fetched {
-        Fetched {
-            document: Arc::new(self.node),
-            version: self.version,
-            fresh: self.fresh,
-            request_id: Some(self.request_id),
-        }
-    }
-}
 
 /// One read under way.
 pub(super) struct Reading<'a, M> {
@@ -83,12 +42,17 @@ pub(super) struct Reading<'a, M> {
     pub(super) wanted: &'a Wanted,
     pub(super) session: &'a Arc<Session>,
     pub(super) namespace: &'a Namespace,
+    /// What was read before.
+    pub(super) known: Option<Arc<Known>>,
 }
 
 /// What came of it.
 pub(super) enum Outcome {
     Apart,
-    Plain(Fetched),
+    /// Nothing has changed since it was read.
+    Unchanged(Fetched, Arc<Known>),
+    /// With what makes the next look a cheap one, where the engine has that.
+    Plain(Fetched, Option<Arc<Known>>),
     Leased(Fetched, Arc<Lease>),
 }
 
@@ -141,23 +105,6 @@ impl<M: Mint> Reading<'_, M> {
         why.error(&self.wanted.reference)
     }
 
-    /// What plain reads are authorized by.
-    async fn pass(&self) -> Result<Pass, Error> {
-        let door = &self.store.door;
-        if self.store.inline().await {
-            let jwt =
-                self.session.jwt(door, self.mint, self.caller()).await.map_err(|why| self.error(why))?;
-            let id = &self.caller().identity.spiffe_id;
-            // The inline login always shows one.
-            let Some(jwt) = jwt else {
-                return Err(self.question(&Mount::unknown(), &[]).unusable("no JWT-SVID"));
-            };
-            return door.inline(id, &jwt).map(Pass::Inline).map_err(|why| self.error(why));
-        }
-        let token = self.session.token(door, self.mint, self.caller()).await;
-        token.map(Pass::Token).map_err(|why| self.error(why))
-    }
-
     /// The mount of the path, by the server's word where it gives it.
     async fn mount(&self) -> Result<Mount, Error> {
         let now = self.store.door.clock.now();
@@ -170,16 +117,7 @@ impl<M: Mint> Reading<'_, M> {
             return Ok(mount);
         }
         let path = format!("sys/internal/ui/mounts/{}", self.wanted.path.encoded());
-        let call = Call {
-            method: &Method::GET,
-            path: &path,
-            namespace: self.namespace,
-            credential: pass.credential(),
-            wrap: None,
-            body: None,
-            repeatable: true,
-        };
-        let reply = self.store.door.client.call(call).await?;
+        let reply = self.get(&path, &pass).await?;
         let mount = reply
             .envelope()
             .filter(|_| reply.status.is_success())
@@ -190,9 +128,32 @@ impl<M: Mint> Reading<'_, M> {
         Ok(mount)
     }
 
+    /// A question beside the read itself.
+    async fn get(&self, path: &str, pass: &Pass) -> Result<Reply, Error> {
+        let call = Call {
+            method: &Method::GET,
+            path,
+            namespace: self.namespace,
+            credential: pass.credential(),
+            wrap: None,
+            body: None,
+            repeatable: true,
+        };
+        self.store.door.client.call(call).await
+    }
+
     /// With the token that all plain reads of the identity share.
     async fn plain(&self, mount: &Mount, manner: Manner) -> Result<Outcome, Error> {
         let mut pass = self.pass().await?;
+        let watched = self.metadata_of(mount);
+        let mut permitted = None;
+        if let (Some(metadata), Some(known)) = (&watched, &self.known) {
+            let checked = self.check(metadata, known, &pass).await?;
+            if let Some((fresh, known)) = checked.unchanged {
+                return Ok(Outcome::Unchanged(known.fetched(fresh), known));
+            }
+            permitted = checked.permitted;
+        }
         let mut signing = self.signing(manner)?;
         let mut reply = self.ask(&pass, signing.as_ref()).await?;
         if reply.status == http::StatusCode::FORBIDDEN
@@ -230,7 +191,11 @@ impl<M: Mint> Reading<'_, M> {
             }
             return self.leased_after_all(mount, manner).await;
         }
-        Ok(Outcome::Plain(understood.fetched()))
+        let fetched = understood.fetched();
+        let known = watched
+            .filter(|_| has_versions(&fetched.version))
+            .map(|_| Arc::new(Known::new(&fetched, permitted, self.known.as_deref())));
+        Ok(Outcome::Plain(fetched, known))
     }
 
     async fn leased_after_all(&self, mount: &Mount, manner: Manner) -> Result<Outcome, Error> {
@@ -252,7 +217,7 @@ impl<M: Mint> Reading<'_, M> {
         let mut understood = self.understand(mount, signing, &reply, pass.policies())?;
         let Some(terms) = understood.terms.take() else {
             self.store.learn(self.namespace, self.wanted, false);
-            return Ok(Outcome::Plain(understood.fetched()));
+            return Ok(Outcome::Plain(understood.fetched(), None));
         };
         let now = door.clock.now();
         let fetched = understood.fetched();
@@ -324,121 +289,4 @@ impl<M: Mint> Reading<'_, M> {
         let jwt = shown.as_ref().map_or(&nothing, |jwt| &jwt.token);
         self.error(self.store.door.refusal(id, role.as_deref(), reply, jwt))
     }
-
-    fn understand(
-        &self,
-        mount: &Mount,
-        signing: Option<Signing>,
-        reply: &Reply,
-        policies: &[String],
-    ) -> Result<Understood, Error> {
-        let question = self.question(mount, policies);
-        let envelope = reply.envelope().unwrap_or_default();
-        let request_id = envelope.request_id.to_string();
-        let wrapped = self.wanted.wrap.is_some();
-        let raw = if wrapped { envelope.wrap_info } else { envelope.data };
-        let Some(raw) = raw else {
-            // Not "not found": that is for the server to say, and files may be wiped on its word.
-            return Err(question.unusable(format!(
-                "the server's answer ({}) holds no {}",
-                reply.status.as_u16(),
-                if wrapped { "wrapping token" } else { "data" }
-            )));
-        };
-        let node = document::parse(raw).map_err(|flaw| question.unusable(format!("its answer {flaw}")))?;
-        let terms = (!envelope.lease_id.is_empty()).then(|| Terms {
-            id: envelope.lease_id.to_string(),
-            duration: Duration::from_secs(envelope.lease_duration),
-            renewable: envelope.renewable,
-        });
-        let versions = &self.store.versions;
-        let (node, version, fresh) = if let Some(signing) = signing {
-            let node = signing.finish(node).map_err(|error| question.unusable(error))?;
-            let fresh = Fresh::Exactly(pki::renew_in(&node, self.store.door.clock.wall()).unwrap_or(MADE));
-            let version = versions.of(&node);
-            (node, version, fresh)
-        } else if wrapped {
-            let fresh = Fresh::Exactly(made(number(&node, "ttl")));
-            let version = versions.of(&node);
-            (node, version, fresh)
-        } else {
-            self.plain_data(&question, node, envelope.lease_duration)?
-        };
-        // A credential is the one of its lease, whatever it looks like.
-        let version = terms.as_ref().map_or(version, |terms| terms.id.clone());
-        Ok(Understood { node, version, fresh, terms, request_id })
-    }
-
-    /// The part of the answer that is the secret, and how long it is good for.
-    fn plain_data(
-        &self,
-        question: &Question<'_>,
-        node: Node,
-        lease_duration: u64,
-    ) -> Result<(Node, String, Fresh), Error> {
-        let mount = question.mount;
-        let below = mount.below(&self.wanted.path);
-        let versioned = match mount.engine {
-            Engine::KvV2 => below.first() == Some(&"data"),
-            Engine::Unknown => below.contains(&"data") && is_versioned(&node),
-            Engine::KvV1 | Engine::Pki | Engine::Other(_) => false,
-        };
-        if versioned && let Node::Map(mut members) = node {
-            let metadata = members.remove("metadata").unwrap_or(Node::Null);
-            let data = members.remove("data").unwrap_or(Node::Null);
-            if data == Node::Null {
-                return Err(question.not_found("this version holds no data".to_owned()));
-            }
-            // A secret that was removed with all its versions starts again at 1.
-            let created = text(&metadata, "created_time").map(shown).unwrap_or_default();
-            let version = format!("{}@{created}", number(&metadata, "version").unwrap_or_default());
-            let wall = self.store.door.clock.wall();
-            let ends = text(&metadata, "deletion_time").map(shown);
-            let ends = ends.and_then(|time| humantime::parse_rfc3339(&time).ok());
-            let fresh = ends.map_or(Fresh::AsAsked, |ends| {
-                Fresh::AtMost(ends.duration_since(wall).unwrap_or_default() + AFTER_ROTATION)
-            });
-            return Ok((data, version, fresh));
-        }
-        let version = self.store.versions.of(&node);
-        let fresh = match (&mount.engine, self.wanted.verb()) {
-            (Engine::KvV1, _) if lease_duration > 0 => Fresh::AtMost(Duration::from_secs(lease_duration)),
-            (Engine::KvV1 | Engine::KvV2, _) => Fresh::AsAsked,
-            (_, Verb::Get) => rotates_in(&node).map_or(Fresh::AsAsked, Fresh::AtMost),
-            (Engine::Pki, Verb::Post) => {
-                let left = pki::renew_in(&node, self.store.door.clock.wall());
-                Fresh::Exactly(left.unwrap_or_else(|| made(None)))
-            }
-            (_, Verb::Post) => {
-                let ttl = ["secret_id_ttl", "ttl"].iter().find_map(|name| number(&node, name));
-                Fresh::Exactly(made(ttl.or((lease_duration > 0).then_some(lease_duration))))
-            }
-        };
-        Ok((node, version, fresh))
-    }
-}
-
-/// Whether the document has the shape that a key-value mount of version 2 gives a secret.
-fn is_versioned(node: &Node) -> bool {
-    let Node::Map(members) = node else { return false };
-    members.contains_key("data")
-        && members.get("metadata").is_some_and(|metadata| number(metadata, "version").is_some())
-}
-
-/// Times and names that the server set, none of them secret.
-fn shown(text: &Secret) -> String {
-    String::from_utf8_lossy(text.expose()).into_owned()
-}
-
-/// When a credential that the server rotates by itself is to be read again: right after it did.
-fn rotates_in(node: &Node) -> Option<Duration> {
-    text(node, "last_vault_rotation").or_else(|| text(node, "last_openbao_rotation"))?;
-    let left = Duration::from_secs(number(node, "ttl")?);
-    Some(left + AFTER_ROTATION + Duration::from_millis(rand::rng().random_range(0..2000)))
-}
-
-/// When something that was made for a pod is made anew: at about two thirds of its life.
-fn made(ttl: Option<u64>) -> Duration {
-    let life = ttl.filter(|ttl| *ttl > 0).map_or(MADE, Duration::from_secs);
-    life.mul_f64(rand::rng().random_range(0.6..=0.667))
 }

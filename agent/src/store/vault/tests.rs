@@ -3,6 +3,7 @@ mod logins;
 mod reads;
 mod server;
 mod trouble;
+mod unchanged;
 mod volume;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -73,6 +73,11 @@ pub(super) enum LeaseMode {
 pub(super) struct Path(String);
 
 impl Path {
+    /// Of text that is a path already, or made of pieces of one.
+    pub(super) fn of(path: String) -> Self {
+        Self(path)
+    }
+
     /// As it stands in a policy.
     pub(super) fn as_str(&self) -> &str {
         &self.0

@@ -6,19 +6,20 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign_tests::harness::{Case, Needs, case};
-use countersign_tests::node::SOON;
+use countersign_tests::node::{SOON, eventually};
 use countersign_tests::reader::read_file;
 use countersign_vault_tests::world::{Plan, World, in_world};
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::asking::{changed, one, pod, refusal, says, value};
+use crate::asking::{changed, counts_beyond, one, pod, refusal, says, value};
 use crate::refusals::permit;
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("engines::a_version_is_pinned", Needs::Root, a_version_is_pinned),
         case("engines::a_secret_that_ends_is_looked_at_then", Needs::Root, a_secret_that_ends),
+        case("engines::an_unchanged_secret_is_not_read_again", Needs::Root, an_unchanged_secret),
         case("engines::values_of_every_kind", Needs::Root, values_of_every_kind),
         case("engines::static_credentials_follow_their_rotation", Needs::Root, static_credentials),
         case("engines::the_key_of_a_certificate_stays_on_the_node", Needs::Root, the_key_stays_on_the_node),
@@ -52,6 +53,32 @@ async fn a_secret_that_ends() -> Result<()> {
         root.write("kv/metadata/short", &json!({"delete_version_after": "1h"})).await?;
         root.write("kv/data/short", &json!({"data": {"x": "two"}})).await?;
         world.node.arrives(&volume, "a", "two").await?;
+        volume.unpublish(SOON).await
+    })
+    .await
+}
+
+/// Where the policy allows a look at the metadata, the secret stays in Vault until it changes; that it may not be read any
+/// more is noticed all the same.
+async fn an_unchanged_secret() -> Result<()> {
+    in_world(Plan::default(), async |world| {
+        permit(world, &["kv/metadata/*"]).await?;
+        let count = |path: &str| -> Result<usize> {
+            Ok(world.vault.audit()?.iter().filter(|entry| entry.reads(path)).count())
+        };
+        let asked = one("vault:kv/data/payments#password").refresh("1s");
+        let mut volume = world.node.published(&pod("api-1"), asked).await?;
+        let looks = async || count("kv/metadata/payments").is_ok_and(|looks| looks >= 3);
+        eventually(SOON, "three looks at the metadata", looks).await?;
+        ensure!(count("kv/data/payments")? == 1, "and one read of the secret");
+        let root = world.vault.root();
+        root.write("kv/data/payments", &json!({"data": {"password": "second"}})).await?;
+        world.node.arrives(&volume, "a", "second").await?;
+        let refused = world.vault.audit()?.into_iter().filter(|entry| !entry.error.is_empty()).count();
+        ensure!(refused == 0, "nothing was refused");
+        let only_metadata = "path \"kv/metadata/*\" { capabilities = [\"read\"] }";
+        root.write("sys/policies/acl/payments-api", &json!({"policy": only_metadata})).await?;
+        counts_beyond(&world.node, "countersign_fetch_total", &["result=\"denied\""], 0.0).await?;
         volume.unpublish(SOON).await
     })
     .await

@@ -4,7 +4,8 @@ use anyhow::{Context, Result, ensure};
 use countersign_tests::harness::{Case, Needs, case};
 use countersign_tests::node::{SOON, eventually};
 use countersign_tests::pods::Pod;
-use countersign_vault_tests::world::{Plan, in_world};
+use countersign_tests::reader::read_file;
+use countersign_vault_tests::world::{Plan, World, in_world};
 use serde_json::{Map, Value, json};
 use tonic::Code;
 
@@ -17,6 +18,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("logins::keys_that_vault_does_not_know", Needs::Root, keys_that_vault_does_not_know),
         case("logins::a_wrong_audience", Needs::Root, a_wrong_audience),
         case("logins::a_certificate_without_a_common_name", Needs::Root, a_certificate_without_a_common_name),
+        case("logins::a_certificate_logs_in_where_no_name_is_needed", Needs::Root, a_certificate_logs_in),
         case("logins::one_login_for_many_reads", Needs::Root, one_login_for_many_reads),
         case("logins::the_operators_lock_comes_first", Needs::Root, the_operators_lock_comes_first),
     ]
@@ -95,14 +97,39 @@ async fn a_certificate_without_a_common_name() -> Result<()> {
     in_world(with_login(json!({"method": "cert", "role": "{ns}_{sa}"})), async |world| {
         let root = world.vault.root();
         root.write("sys/auth/cert", &json!({"type": "cert"})).await?;
-        let bundle = std::fs::read_to_string(&world.node.layout.bundle)?;
-        let role = json!({
-            "certificate": bundle, "token_policies": ["payments-api"],
-            "allowed_uri_sans": ["spiffe://example.org/ns/payments/sa/api"],
-        });
-        root.write("auth/cert/certs/payments_api", &role).await?;
+        trust_certificates(world).await?;
         let status = refusal(&world.node, PASSWORD).await?;
         says(&status, Code::PermissionDenied, &["common name", "jwt"])
+    })
+    .await
+}
+
+/// Lets the page's workload log in with certificates of the trust domain.
+async fn trust_certificates(world: &World) -> Result<()> {
+    let bundle = std::fs::read_to_string(&world.node.layout.bundle)?;
+    let role = json!({
+        "certificate": bundle, "token_policies": ["payments-api"],
+        "allowed_uri_sans": ["spiffe://example.org/ns/payments/sa/api"],
+    });
+    world.vault.root().write("auth/cert/certs/payments_api", &role).await.map(drop)
+}
+
+/// The remedy for who runs Vault and cannot change the certificates: a mount of this cluster alone, without entities.
+async fn a_certificate_logs_in() -> Result<()> {
+    let environment = vec![("VAULT_DISABLE_LOCAL_AUTH_MOUNT_ENTITIES", "true")];
+    let plan = Plan { environment, ..with_login(json!({"method": "cert", "role": "{ns}_{sa}"})) };
+    in_world(plan, async |world| {
+        world.vault.root().write("sys/auth/cert", &json!({"type": "cert", "local": true})).await?;
+        trust_certificates(world).await?;
+        let mut volume = world.node.published(&pod("api-1"), one(PASSWORD).refresh("1s")).await?;
+        ensure!(read_file(&volume.target(), "a")? == "first-password", "the password");
+        let data = json!({"data": {"password": "second"}});
+        world.vault.root().write("kv/data/payments", &data).await?;
+        world.node.arrives(&volume, "a", "second").await?;
+        let other = Pod::new("payments", "reports-1", "reports");
+        let status = refusal_of(&world.node, &other, one(PASSWORD)).await?;
+        ensure!(status.code() == Code::PermissionDenied, "another account: {status:?}");
+        volume.unpublish(SOON).await
     })
     .await
 }

@@ -8,10 +8,12 @@ mod audit;
 mod demo;
 mod engines;
 mod example;
+mod explain;
 mod leases;
 mod lies;
 mod logins;
 mod many;
+mod openbao;
 mod outage;
 mod refusals;
 mod secrecy;
@@ -33,6 +35,8 @@ fn main() -> ExitCode {
     cases.extend(secrecy::cases());
     cases.extend(lies::cases());
     cases.extend(wire::cases());
+    cases.extend(explain::cases());
+    cases.extend(openbao::cases());
     cases.extend(demo::cases());
     countersign_tests::harness::main(cases)
 }

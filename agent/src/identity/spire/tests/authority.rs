@@ -1,19 +1,24 @@
 //! A trust domain that signs what a test wants signed.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, Header, encode};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyUsagePurpose, SanType,
 };
 
-use crate::identity::key::PrivateKey;
+use serde_json::json;
 
-/// A root of `domain`, and its key.
+use crate::identity::key::PrivateKey;
+use crate::issuer::jwt::JwtKey;
+
+/// A root of `domain`, its key, and the key of its JWT-SVIDs.
 pub(crate) struct Authority {
+    domain: String,
     root: Issuer<'static, PrivateKey>,
+    jwt_key: JwtKey,
     pub(crate) root_der: Vec<u8>,
 }
 
@@ -36,7 +41,8 @@ impl Authority {
         params.not_after = rcgen::date_time_ymd(2100, 1, 1);
         let key = PrivateKey::generate().unwrap();
         let root_der = params.self_signed(&key).unwrap().der().to_vec();
-        Self { root: Issuer::new(params, key), root_der }
+        let jwt_key = JwtKey::new(&PrivateKey::generate().unwrap()).unwrap();
+        Self { domain: domain.to_owned(), root: Issuer::new(params, key), jwt_key, root_der }
     }
 
     /// An SVID that lives from 10 s before `now` for `life`.
@@ -69,18 +75,28 @@ impl Authority {
     }
 }
 
+impl Authority {
+    /// A JWT-SVID.
+    pub(crate) fn jwt(&self, id: &str, audience: &str, expires: SystemTime) -> String {
+        let expires = expires.duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = Some(self.jwt_key.kid().to_owned());
+        let claims = json!({"sub": id, "aud": [audience], "exp": expires});
+        encode(&header, &claims, self.jwt_key.encoding()).unwrap()
+    }
+
+    /// Its JWT keys as SPIRE's agent tells them: a JWK Set by the trust domain's SPIFFE ID.
+    pub(crate) fn jwt_bundles(&self) -> HashMap<String, Vec<u8>> {
+        let mut key = serde_json::to_value(self.jwt_key.public()).unwrap();
+        key["kid"] = self.jwt_key.kid().into();
+        let set = serde_json::to_vec(&json!({ "keys": [key] })).unwrap();
+        HashMap::from([(format!("spiffe://{}", self.domain), set)])
+    }
+}
+
 fn params(id: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
     params
-}
-
-/// A JWT-SVID whose signature nobody looks at.
-pub(crate) fn jwt(id: &str, audience: &str, expires: SystemTime) -> String {
-    let expires = expires.duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let part = |text: String| URL_SAFE_NO_PAD.encode(text);
-    let header = part(r#"{"alg":"ES256","kid":"k","typ":"JWT"}"#.to_owned());
-    let claims = part(format!(r#"{{"sub":"{id}","aud":["{audience}"],"exp":{expires}}}"#));
-    format!("{header}.{claims}.{}", part("signature".to_owned()))
 }

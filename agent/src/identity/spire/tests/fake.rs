@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use countersign_proto::broker::api_server::{Api, ApiServer};
+use countersign_proto::delegated::delegated_identity_server::DelegatedIdentityServer;
 use countersign_proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
 use countersign_proto::{broker, workload};
 use futures_util::StreamExt as _;
@@ -28,6 +29,7 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
 use super::authority::Signed;
+use super::delegated;
 
 /// What is said of one pod, by its uid.
 pub(super) enum Word {
@@ -41,6 +43,10 @@ pub(super) struct Script {
     pub(super) own: Mutex<Option<watch::Sender<Result<workload::X509svidResponse, Status>>>>,
     pub(super) pods: Mutex<HashMap<String, Word>>,
     pub(super) jwts: Mutex<Option<Result<Vec<broker::Jwtsvid>, Status>>>,
+    /// JWK Sets, by both APIs that have them.
+    pub(super) keys: watch::Sender<HashMap<String, Vec<u8>>>,
+    /// What the Delegated Identity API says.
+    pub(super) delegated: delegated::Script,
     pub(super) subscribed: AtomicUsize,
     pub(super) open: AtomicUsize,
     /// References that came, for a look at them.
@@ -78,7 +84,7 @@ impl Drop for Open {
     }
 }
 
-struct Service(Arc<Script>);
+pub(super) struct Service(pub(super) Arc<Script>);
 
 #[tonic::async_trait]
 impl SpiffeWorkloadApi for Service {
@@ -94,6 +100,16 @@ impl SpiffeWorkloadApi for Service {
         let own = self.0.own.lock().unwrap();
         let Some(own) = &*own else { return Err(Status::permission_denied("no identity issued")) };
         Ok(Response::new(WatchStream::new(own.subscribe()).boxed()))
+    }
+
+    type FetchJWTBundlesStream = BoxStream<'static, Result<workload::JwtBundlesResponse, Status>>;
+
+    async fn fetch_jwt_bundles(
+        &self,
+        _: Request<workload::JwtBundlesRequest>,
+    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
+        let keys = WatchStream::new(self.0.keys.subscribe());
+        Ok(Response::new(keys.map(|bundles| Ok(workload::JwtBundlesResponse { bundles })).boxed()))
     }
 }
 
@@ -176,7 +192,7 @@ impl Fake {
             std::fs::remove_file(&path).ok();
             UnixListenerStream::new(UnixListener::bind(path).unwrap())
         };
-        let killed = self.killed.clone();
+        let (killed, admin_killed) = (self.killed.clone(), self.killed.clone());
         let plain = bind("api.sock").map(move |stream| stream.map(|stream| Wire::new(stream, &killed)));
         let workload = SpiffeWorkloadApiServer::new(Service(Arc::clone(&self.script)));
         let serving = Server::builder().add_service(workload).serve_with_incoming(plain);
@@ -190,6 +206,11 @@ impl Fake {
                 Some(Ok::<_, io::Error>(Wire::new(stream, &killed)))
             }
         });
+        let plain =
+            bind("admin.sock").map(move |stream| stream.map(|stream| Wire::new(stream, &admin_killed)));
+        let admin = DelegatedIdentityServer::new(Service(Arc::clone(&self.script)));
+        let serving = Server::builder().add_service(admin).serve_with_incoming(plain);
+        self.tasks.spawn(async move { serving.await.unwrap() });
         let broker = ApiServer::new(Service(Arc::clone(&self.script)));
         let serving = Server::builder().add_service(broker).serve_with_incoming(secured.boxed());
         self.tasks.spawn(async move { serving.await.unwrap() });

@@ -57,8 +57,13 @@ async fn a_token_that_is_not_known_any_more_is_replaced_once() {
     }));
     asker.fetch("kv/data/app").await;
     let lines = server.lines();
-    let expected =
-        ["GET kv/data/app", "GET auth/token/lookup-self", "POST auth/jwt/login", "GET kv/data/app"];
+    let expected = [
+        "POST sys/capabilities-self",
+        "GET kv/data/app",
+        "GET auth/token/lookup-self",
+        "POST auth/jwt/login",
+        "GET kv/data/app",
+    ];
     assert_eq!(lines, expected);
     // One that is denied by policy is known, and nobody logs in anew for it.
     pass(Duration::from_secs(100)).await;

@@ -25,7 +25,11 @@ async fn a_secret_of_version_2() {
         ("", "", "hvs.1", "hvs.1")
     );
     asker.fetch("kv/data/app").await;
-    assert_eq!(server.lines(), ["GET kv/data/app"], "token and mount are known");
+    assert_eq!(
+        server.lines(),
+        ["POST sys/capabilities-self", "GET kv/data/app"],
+        "token and mount are known, and whether a look at its metadata would do is found out"
+    );
 }
 
 #[tokio::test]
@@ -125,7 +129,11 @@ async fn a_mount_that_is_not_told_is_known_by_its_paths() {
     );
     server.lines();
     asker.fetch("other/data/app").await;
-    assert_eq!(server.lines(), ["GET other/data/app"], "it is not asked for each time");
+    assert_eq!(
+        server.lines(),
+        ["POST sys/capabilities-self", "GET other/data/app"],
+        "what is mounted is not asked for each time"
+    );
 }
 
 #[tokio::test]

@@ -98,6 +98,7 @@ fn publish(id: &str, dir: &TempDir, keys: &[(&str, &str)]) -> Publish {
             pod_name: id.into(),
             pod_uid: id.into(),
             service_account: "api".into(),
+            hint: None,
         },
         request: Request::parse(attributes, &stores).unwrap(),
         tokens: Vec::new(),
