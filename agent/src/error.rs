@@ -186,10 +186,10 @@ impl Error {
     /// Whether the store has said for certain that this identity has no such secret, or none any more.
     #[must_use]
     pub fn is_withdrawal(&self) -> bool {
-        match self {
-            Self::AskedBy { error, .. } => error.is_withdrawal(),
-            error => matches!(error, Self::NotFound { .. } | Self::Denied { .. }),
+        if let Self::AskedBy { error, .. } = self {
+            return error.is_withdrawal();
         }
+        matches!(self, Self::NotFound { .. } | Self::Denied { .. })
     }
 
     /// This error, with the keys on whose behalf it was met. What names a key already stays as it is.

@@ -35,12 +35,13 @@ pub struct CommandLine {
 pub fn ask(link_dir: &Path) -> Result<String, String> {
     let socket = link_dir.join(STATUS_SOCKET);
     let told = |error: Error| {
-        let problem = match error.kind() {
-            ErrorKind::NotFound | ErrorKind::ConnectionRefused => "the driver is not running".to_owned(),
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-                format!("the driver did not answer within {} s", PATIENCE.as_secs())
-            }
-            kind => format!("the driver can't be asked: {kind}"),
+        let kind = error.kind();
+        let problem = if matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused) {
+            "the driver is not running".to_owned()
+        } else if matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut) {
+            format!("the driver did not answer within {} s", PATIENCE.as_secs())
+        } else {
+            format!("the driver can't be asked: {kind}")
         };
         format!("{}: {problem}", socket.display())
     };

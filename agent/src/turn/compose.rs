@@ -59,10 +59,14 @@ struct Met<'v> {
 
 impl<'v> Met<'v> {
     fn with(met: &mut Option<Self>, error: Error, key: &'v str) {
-        let met = met.get_or_insert_with(|| Self { error: error.clone(), keys: Vec::new(), files: 0 });
-        met.files += 1;
-        if met.error == error {
-            met.keys.push(key);
+        match met {
+            None => *met = Some(Self { error, keys: vec![key], files: 1 }),
+            Some(met) => {
+                met.files += 1;
+                if met.error == error {
+                    met.keys.push(key);
+                }
+            }
         }
     }
 
