@@ -101,6 +101,7 @@ async fn readyz<S: Sources>(State(admin): State<Arc<Admin<S>>>) -> Response {
 async fn metrics<S: Sources>(State(admin): State<Arc<Admin<S>>>) -> Response {
     let driver = driver_status(&admin.driver_status).await;
     admin.metrics.driver(driver.is_ok(), driver.is_ok_and(|status| status.registered));
+    admin.metrics.source(admin.world.sources.reached().is_ok());
     admin.metrics.cache(&admin.world.cache);
     match admin.metrics.text() {
         Ok(text) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),

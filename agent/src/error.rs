@@ -3,15 +3,28 @@
 //! Variants say what kind of trouble it is, for that decides who can heal it and so the code; the text inside
 //! says what, why and what to do. Texts reach `kubectl describe pod`: they never carry a secret.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tonic::{Code, Status};
+
+/// Keys that a message names before it counts the rest.
+const NAMED: usize = 3;
 
 /// What can go wrong between a request and its files.
 ///
 /// Cheap to clone: an error of a shared fetch is handed to every volume that waits for it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    /// Something else of these, met on behalf of what these keys ask for. The stores and the cache do not know the keys, for
+    /// a secret is shared by all who ask for it: the turn adds them.
+    #[error("{keys}: {error}")]
+    AskedBy {
+        /// The annotations or attributes, some of them named and the rest counted.
+        keys: String,
+        /// What was met.
+        error: Box<Error>,
+    },
     /// What the pod asks for is malformed or contradicts itself. Only a new pod can heal it.
     #[error("{key}: {problem}")]
     Request {
@@ -145,6 +158,7 @@ impl Error {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
+            Self::AskedBy { error, .. } => error.code(),
             Self::Request { .. } | Self::Template { .. } => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
             Self::Denied { .. }
@@ -172,7 +186,27 @@ impl Error {
     /// Whether the store has said for certain that this identity has no such secret, or none any more.
     #[must_use]
     pub fn is_withdrawal(&self) -> bool {
+        if let Self::AskedBy { error, .. } = self {
+            return error.is_withdrawal();
+        }
         matches!(self, Self::NotFound { .. } | Self::Denied { .. })
+    }
+
+    /// This error, with the keys on whose behalf it was met. What names a key already stays as it is.
+    pub(crate) fn asked_by<'k, K: IntoIterator<Item = &'k str>>(self, keys: K) -> Self {
+        if matches!(self, Self::AskedBy { .. } | Self::Request { .. } | Self::Template { .. }) {
+            return self;
+        }
+        let keys = BTreeSet::from_iter(keys);
+        if keys.is_empty() {
+            return self;
+        }
+        let named: Vec<&str> = keys.iter().copied().take(NAMED).collect();
+        let more = match keys.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Self::AskedBy { keys: named.join(", ") + &more, error: Box::new(self) }
     }
 
     /// A wrong request, by the key that is wrong.
@@ -184,6 +218,7 @@ impl Error {
     #[must_use]
     pub fn label(&self) -> &'static str {
         match self {
+            Self::AskedBy { error, .. } => error.label(),
             Self::Request { .. } => "request",
             Self::Template { .. } => "template",
             Self::NotFound { .. } => "not_found",
@@ -209,5 +244,32 @@ impl Error {
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         Self::new(error.code(), error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn denied() -> Error {
+        Error::Denied { reference: "s:a".to_owned(), problem: "not allowed".to_owned() }
+    }
+
+    #[test]
+    fn keys_come_first_and_change_nothing_else() {
+        for (keys, text) in [
+            (&["b", "a", "b"][..], "a, b: s:a: not allowed"),
+            (&["d", "b", "e", "a", "c"], "a, b, c and 2 more: s:a: not allowed"),
+            (&[], "s:a: not allowed"),
+        ] {
+            let error = denied().asked_by(keys.iter().copied());
+            assert_eq!(error.to_string(), text);
+            assert_eq!((error.code(), error.label()), (Code::PermissionDenied, "denied"));
+            assert!(error.is_withdrawal());
+        }
+        let once = denied().asked_by(["a"]);
+        assert_eq!(once.clone().asked_by(["b"]), once);
+        let request = Error::request("k", "wrong");
+        assert_eq!(request.clone().asked_by(["k"]), request);
     }
 }

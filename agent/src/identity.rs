@@ -98,8 +98,17 @@ pub struct Identity {
     /// When another should be asked for: at half of its life ±10 %, or at three quarters where the source sends
     /// new ones by itself and should have done so by then.
     pub renew_at: SystemTime,
-    /// The issuer's word for a renewal without a token; nobody else reads it.
-    pub(crate) ticket: String,
+    /// For a renewal without a token, where the source is the embedded issuer.
+    pub(crate) ticket: Ticket,
+}
+
+/// The issuer's word, given with an SVID, for what is asked of it by that SVID's key.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ticket {
+    /// Opaque; nobody but the issuer reads it.
+    pub(crate) text: String,
+    /// A token of the pod's was the proof for it, and no ticket before it.
+    pub(crate) by_token: bool,
 }
 
 /// A change of a pod's identity that its source reports by itself.

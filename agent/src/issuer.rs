@@ -16,6 +16,7 @@ mod inject;
 pub(crate) mod jwt;
 mod keys;
 mod kubernetes;
+mod listening;
 mod metrics;
 mod offline;
 mod publication;

@@ -63,6 +63,7 @@ pub struct Metrics {
     stale: Family<Store, Seconds>,
     driver_connected: Gauge,
     driver_registered: Gauge,
+    source_reached: Gauge,
     vault: vault::Families,
 }
 
@@ -93,6 +94,7 @@ impl Default for Metrics {
             stale: Family::default(),
             driver_connected: Gauge::default(),
             driver_registered: Gauge::default(),
+            source_reached: Gauge::default(),
             vault: vault::Families::default(),
         };
         metrics.register();
@@ -135,6 +137,8 @@ impl Metrics {
         );
         let help = "Whether kubelet has registered the driver";
         r.register("driver_registered", help, self.driver_registered.clone());
+        let help = "Whether the source of identities (any replica of the issuer, or SPIRE's agent) was reached when last tried";
+        r.register("identity_source_reached", help, self.source_reached.clone());
         self.vault.register(r);
     }
 
@@ -171,6 +175,10 @@ impl Metrics {
     pub(crate) fn driver(&self, connected: bool, registered: bool) {
         self.driver_connected.set(i64::from(connected));
         self.driver_registered.set(i64::from(registered));
+    }
+
+    pub(crate) fn source(&self, reached: bool) {
+        self.source_reached.set(i64::from(reached));
     }
 
     pub(crate) fn published(&self, took: Duration, result: Result<(), &Error>) {

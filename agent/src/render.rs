@@ -76,13 +76,11 @@ pub fn render(spec: &FileSpec, material: &impl Material, limit: u64) -> Result<R
             let svid = &identity(material)?.x509;
             Secret::new(jks::truststore(svid.spiffe_id.trust_domain().as_str(), &svid.roots))
         }
-        Content::Bundle { trust_domain, optional } => {
-            match bundle(&spec.key, &identity(material)?.x509, trust_domain) {
-                Ok(roots) => pem::certificates(roots),
-                Err(_) if *optional => return Ok(Rendered::Omitted),
-                Err(error) => return Err(error),
-            }
-        }
+        Content::Bundle { trust_domain, optional } => match bundle(&identity(material)?.x509, trust_domain) {
+            Ok(roots) => pem::certificates(roots),
+            Err(_) if *optional => return Ok(Rendered::Omitted),
+            Err(error) => return Err(error),
+        },
         Content::BundleFiles => return Ok(Rendered::Files(bundles(&spec.path, &identity(material)?.x509))),
         Content::Jwt { audience } => match material.jwt(audience) {
             Some(svid) => svid?.token.duplicate(),
@@ -108,7 +106,7 @@ fn bundles(beside: &FilePath, svid: &X509Svid) -> Vec<(FilePath, Secret)> {
 }
 
 /// The roots of `domain` that came with an SVID.
-fn bundle<'s>(key: &str, svid: &'s X509Svid, domain: &TrustDomain) -> Result<&'s [Vec<u8>], Error> {
+fn bundle<'s>(svid: &'s X509Svid, domain: &TrustDomain) -> Result<&'s [Vec<u8>], Error> {
     if svid.spiffe_id.trust_domain() == domain {
         return Ok(&svid.roots);
     }
@@ -116,9 +114,9 @@ fn bundle<'s>(key: &str, svid: &'s X509Svid, domain: &TrustDomain) -> Result<&'s
         let there: Vec<&str> = svid.federated.keys().map(TrustDomain::as_str).collect();
         let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
         Error::NotFound {
-            reference: key.to_owned(),
+            reference: format!("trust domain {domain}"),
             problem: format!(
-                "no bundle of trust domain {domain} came with {}; its federated trust domains: {there}; let its \
+                "no bundle of it came with {}; its federated trust domains: {there}; let its \
                  registration entry federate with {domain}, or write {domain}?optional",
                 svid.spiffe_id
             ),

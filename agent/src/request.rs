@@ -259,6 +259,26 @@ impl Request {
         })
     }
 
+    /// The keys that ask for `source`, in order of their files, those included whose template does so in a branch.
+    pub(crate) fn keys_of(&self, source: &Source) -> impl Iterator<Item = &str> {
+        let asks = move |file: &&FileSpec| match &file.content {
+            Content::Secret(reference) => reference.source == *source,
+            Content::Template(template) => template.calls.values().any(|call| call.source == *source),
+            Content::X509Chain
+            | Content::X509Key
+            | Content::X509Bundle
+            | Content::X509Pair
+            | Content::X509ChainDer
+            | Content::X509KeyDer
+            | Content::X509BundleDer
+            | Content::X509BundleJks
+            | Content::Bundle { .. }
+            | Content::BundleFiles
+            | Content::Jwt { .. } => false,
+        };
+        self.files.iter().filter(asks).map(|file| file.key.as_str())
+    }
+
     /// The audiences of the JWT-SVIDs asked for.
     pub fn audiences(&self) -> impl Iterator<Item = &str> {
         self.files.iter().filter_map(|file| match &file.content {

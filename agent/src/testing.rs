@@ -31,7 +31,12 @@ fn lasting(id: &str, from: SystemTime, life: Duration, serial: usize) -> Identit
         not_before: from,
         not_after: from + life,
     };
-    Identity { spiffe_id, x509: Arc::new(x509), renew_at: from + life / 2, ticket: String::new() }
+    Identity {
+        spiffe_id,
+        x509: Arc::new(x509),
+        renew_at: from + life / 2,
+        ticket: crate::identity::Ticket::default(),
+    }
 }
 
 /// Somebody with this identity.

@@ -233,16 +233,25 @@ async fn look_up<S: Sources>(
         inputs.held.extend(look.held.clone());
         if volume.wipes() && look.document.is_none() && !look.withdrawn {
             // Nothing is at hand that could stay, and nothing may go on a store's first word.
-            doubtful = doubtful.or_else(|| look.trouble.clone().filter(Error::is_withdrawal));
+            doubtful = doubtful.or_else(|| {
+                let withdrawal = look.trouble.clone().filter(Error::is_withdrawal);
+                withdrawal.map(|error| error.asked_by(volume.request.keys_of(&source)))
+            });
         }
-        inputs.secrets.insert(source, settle(look, volume, trouble));
+        let settled = settle(&source, look, volume, trouble);
+        inputs.secrets.insert(source, settled);
     }
     doubtful.map_or(Ok(()), Err)
 }
 
 /// The last good answer serves a volume that has files already; a pod that is about to start waits for a fresh one,
 /// unless it says otherwise.
-fn settle(look: Look, volume: &Volume, trouble: &mut Option<Error>) -> Result<Arc<Node>, Error> {
+fn settle(
+    source: &Source,
+    look: Look,
+    volume: &Volume,
+    trouble: &mut Option<Error>,
+) -> Result<Arc<Node>, Error> {
     let serves = |error: &Error| {
         if volume.established {
             !(look.withdrawn && volume.wipes())
@@ -253,9 +262,10 @@ fn settle(look: Look, volume: &Volume, trouble: &mut Option<Error>) -> Result<Ar
     match (look.document, look.trouble) {
         (Some(document), None) => Ok(document),
         (Some(document), Some(error)) if serves(&error) => {
-            trouble.get_or_insert(error);
+            trouble.get_or_insert_with(|| error.asked_by(volume.request.keys_of(source)));
             Ok(document)
         }
+        // Rendering finds out which files lack it, and may do without.
         (_, Some(error)) => Err(error),
         (None, None) => Err(Error::StoreUnavailable {
             store: String::new(),

@@ -12,7 +12,11 @@ use crate::log::{Format, Severity};
 /// Serves kubelet's calls, mounts a tmpfs for each volume and hands it to the agent that fills it. It speaks over
 /// Unix sockets only. Every option can be given by the environment too.
 #[derive(Debug, Parser)]
-#[command(name = "countersign-driver", version)]
+#[command(
+    name = "countersign-driver",
+    version,
+    after_help = "`countersign-driver probe` says whether the one that runs answers."
+)]
 pub struct CommandLine {
     /// Name of this node, as its Node object has it
     #[arg(long, env = "COUNTERSIGN_NODE_ID")]

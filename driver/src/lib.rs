@@ -15,6 +15,7 @@ pub mod log;
 pub mod mount;
 pub mod mountinfo;
 pub mod node;
+pub mod probe;
 pub mod process;
 mod publish;
 pub mod recovery;

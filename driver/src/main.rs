@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use countersign_driver::config::{CommandLine, Config};
-use countersign_driver::{log, process};
+use countersign_driver::{log, probe, process};
 use zeroizing_alloc::ZeroAlloc;
 
 /// Overwrites what is freed: tokens also pass through gRPC's own buffers.
@@ -18,12 +18,12 @@ static MEMORY: ZeroAlloc<System> = ZeroAlloc(System);
 const USAGE: u8 = 64;
 
 fn main() -> anyhow::Result<ExitCode> {
+    if std::env::args_os().nth(1).is_some_and(|word| word == probe::WORD) {
+        return probed();
+    }
     let line = match CommandLine::try_parse() {
         Ok(line) => line,
-        Err(error) => {
-            error.print()?;
-            return Ok(ExitCode::from(if error.use_stderr() { USAGE } else { 0 }));
-        }
+        Err(error) => return unread(&error),
     };
     let (format, severity) = (line.log_format, line.log_level);
     let config = match Config::try_from(line) {
@@ -42,4 +42,28 @@ fn main() -> anyhow::Result<ExitCode> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(process::run(config)).context("countersign-driver")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks the driver that runs, and says what it answers.
+fn probed() -> anyhow::Result<ExitCode> {
+    let line = match probe::CommandLine::try_parse_from(std::env::args_os().skip(1)) {
+        Ok(line) => line,
+        Err(error) => return unread(&error),
+    };
+    match probe::ask(&line.link_dir) {
+        Ok(status) => {
+            std::io::stdout().lock().write_all(status.as_bytes())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(problem) => {
+            writeln!(std::io::stderr().lock(), "error: {problem}")?;
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// Help, the version, or a mistake in the command line.
+fn unread(error: &clap::Error) -> anyhow::Result<ExitCode> {
+    error.print()?;
+    Ok(ExitCode::from(if error.use_stderr() { USAGE } else { 0 }))
 }

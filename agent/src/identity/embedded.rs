@@ -21,7 +21,7 @@ use crate::identity::reread::{self, Reread};
 use crate::identity::svid::{Broken, unix, verify_jwt, verify_x509};
 use crate::identity::token::glance;
 use crate::identity::trust::Trust;
-use crate::identity::{Identity, JwtSvid, Roots, Token, Workload, X509Svid};
+use crate::identity::{Identity, JwtSvid, Roots, Ticket, Token, Workload, X509Svid};
 use crate::kubernetes::{Api, ObjectName, Server};
 use crate::secret::Secret;
 use crate::spiffe::{SpiffeId, TrustDomain};
@@ -113,6 +113,8 @@ impl Embedded {
         let key = PrivateKey::generate().map_err(|problem| unavailable(problem.to_string()))?;
         let csr = request_for(&key)?;
         let proof = self.proof(workload, tokens, current, &csr)?;
+        let by_token = matches!(proof, proof::Proof::Token(_));
+        let proof = wire::Proof { proof: Some(proof) };
         let request = wire::SignRequest { workload: Some(wire_workload(workload)), proof: Some(proof), csr };
         let answer = self
             .call(request, async |mut client: IssuerClient<Channel>, request| client.sign(request).await)
@@ -134,11 +136,16 @@ impl Embedded {
                 not_after,
             }),
             renew_at: renew_at(not_before, not_after, rand::random()),
-            ticket: answer.ticket,
+            ticket: Ticket { text: answer.ticket, by_token },
         })
     }
 
-    /// A new JWT-SVID of `workload` for `audience`, verified. Proof as in [`Self::x509`].
+    /// A new JWT-SVID of `workload` for `audience`, verified.
+    ///
+    /// Proof is the key of an `identity` that a token has proved: so a token is reviewed once for an identity, and not
+    /// again for every JWT-SVID of it. They are renewed every few minutes, the identity at half of its life; then the
+    /// token of that moment is reviewed, and a pod that is gone gets nothing more. Otherwise, and where the issuer does
+    /// not take the key's word, proof is as in [`Self::x509`].
     pub async fn jwt(
         &self,
         workload: &Workload,
@@ -147,15 +154,21 @@ impl Embedded {
         audience: &str,
     ) -> Result<JwtSvid, Error> {
         let expected = self.expected(workload)?;
-        let proof = self.proof(workload, tokens, Some(identity), audience.as_bytes())?;
-        let request = wire::MintJwtRequest {
-            workload: Some(wire_workload(workload)),
-            proof: Some(proof),
-            audience: audience.to_owned(),
+        let now = self.clock.unix();
+        let first = if identity.ticket.by_token && unix(identity.x509.not_after) > now {
+            Self::renewal(identity, now, audience.as_bytes())?
+        } else {
+            self.proof(workload, tokens, Some(identity), audience.as_bytes())?
         };
-        let answer = self
-            .call(request, async |mut client: IssuerClient<Channel>, request| client.mint_jwt(request).await)
-            .await?;
+        let by_key = matches!(first, proof::Proof::Renewal(_));
+        let mut answer = self.mint(workload, first, audience).await;
+        if by_key
+            && let Err(Error::IdentityRefused { .. } | Error::Unauthenticated { .. }) = answer
+            && let Some(token) = self.token(tokens)
+        {
+            answer = self.mint(workload, token, audience).await;
+        }
+        let answer = answer?;
         let token = Secret::from(answer.token);
         let now = self.clock.wall();
         let expires =
@@ -163,10 +176,38 @@ impl Embedded {
         Ok(JwtSvid { token, expires, renew_at: renew_at(now, expires, rand::random()) })
     }
 
+    async fn mint(
+        &self,
+        workload: &Workload,
+        proof: proof::Proof,
+        audience: &str,
+    ) -> Result<wire::MintJwtResponse, Error> {
+        let request = wire::MintJwtRequest {
+            workload: Some(wire_workload(workload)),
+            proof: Some(wire::Proof { proof: Some(proof) }),
+            audience: audience.to_owned(),
+        };
+        self.call(request, async |mut client: IssuerClient<Channel>, request| client.mint_jwt(request).await)
+            .await
+    }
+
     fn expected(&self, workload: &Workload) -> Result<SpiffeId, Error> {
         self.trust_domain.service_account(&workload.namespace, &workload.service_account).map_err(|problem| {
             refused(format!("pod {workload} with service account {:?}: {problem}", workload.service_account))
         })
+    }
+
+    /// The end of the token that is for our audience, and the token.
+    fn ours<'t>(&self, tokens: &'t [Token]) -> Option<(&'t Token, Option<i64>)> {
+        let ours = tokens.iter().find(|token| token.audience == self.audience)?;
+        Some((ours, glance(&ours.token).and_then(|claims| claims.exp)))
+    }
+
+    /// The token as proof, if there is a good one.
+    fn token(&self, tokens: &[Token]) -> Option<proof::Proof> {
+        let (token, ends) = self.ours(tokens)?;
+        let text = std::str::from_utf8(token.token.expose()).unwrap_or_default();
+        (ends? > self.clock.unix() + TOKEN_MARGIN).then(|| proof::Proof::Token(text.to_owned()))
     }
 
     /// The token if there is a good one, else a signature by the key in use.
@@ -176,27 +217,22 @@ impl Embedded {
         tokens: &[Token],
         current: Option<&Identity>,
         subject: &[u8],
-    ) -> Result<wire::Proof, Error> {
+    ) -> Result<proof::Proof, Error> {
         let now = self.clock.unix();
-        let ours = tokens.iter().find(|token| token.audience == self.audience);
-        let ends = ours.and_then(|token| glance(&token.token)).and_then(|claims| claims.exp);
-        if let (Some(token), Some(ends)) = (ours, ends)
-            && ends > now + TOKEN_MARGIN
-        {
-            let text = std::str::from_utf8(token.token.expose()).unwrap_or_default().to_owned();
-            return Ok(wire::Proof { proof: Some(proof::Proof::Token(text)) });
+        if let Some(token) = self.token(tokens) {
+            return Ok(token);
         }
         let living = current.filter(|current| unix(current.x509.not_after) > now);
         if let Some(current) = living {
             return Self::renewal(current, now, subject);
         }
-        let token = match (ours, ends) {
-            (None, _) => format!(
+        let token = match self.ours(tokens) {
+            None => format!(
                 "kubelet brought no token for audience {:?}; the CSIDriver's tokenRequests must name it",
                 self.audience
             ),
-            (Some(_), None) => "kubelet's token is no JWT with an exp claim".to_owned(),
-            (Some(_), Some(ends)) => {
+            Some((_, None)) => "kubelet's token is no JWT with an exp claim".to_owned(),
+            Some((_, Some(ends))) => {
                 format!("kubelet's token ended {} s ago", now.saturating_sub(ends).max(0))
             }
         };
@@ -211,13 +247,13 @@ impl Embedded {
         })
     }
 
-    fn renewal(current: &Identity, signed_at: i64, subject: &[u8]) -> Result<wire::Proof, Error> {
-        let message = renewal::message(&current.ticket, signed_at, subject);
+    fn renewal(current: &Identity, signed_at: i64, subject: &[u8]) -> Result<proof::Proof, Error> {
+        let message = renewal::message(&current.ticket.text, signed_at, subject);
         let signature = PrivateKey::from_der(current.x509.key.expose())
             .and_then(|key| key.sign_message(&message))
             .map_err(|problem| unavailable(problem.to_string()))?;
-        let renewal = wire::Renewal { ticket: current.ticket.clone(), signed_at, signature };
-        Ok(wire::Proof { proof: Some(proof::Proof::Renewal(renewal)) })
+        let renewal = wire::Renewal { ticket: current.ticket.text.clone(), signed_at, signature };
+        Ok(proof::Proof::Renewal(renewal))
     }
 
     /// Calls the issuer with the agent's own token.

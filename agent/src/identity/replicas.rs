@@ -4,25 +4,28 @@
 //! if it just does not answer, the next one is asked beside it after a while, and the first answer counts. Asking
 //! twice does no harm: each answer is a certificate for the same key.
 
-use std::collections::HashMap;
+mod address;
+mod known;
+mod trouble;
+
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
+use address::NoReplica;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use rand::seq::SliceRandom as _;
+use known::{Known, Replica};
 use tokio::sync::{Mutex, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use trouble::{Trouble, cause, describe, may_differ};
 
 use crate::clock::Clock;
 use crate::identity::Roots;
-use crate::identity::channel::{Dialer, innermost};
-use crate::identity::trust::{Bundle, Trust, TrustError};
+use crate::identity::channel::Dialer;
+use crate::identity::trust::Trust;
 
 /// How long the answer to one call may take, connecting included.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
@@ -31,39 +34,10 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 const HEDGE: Duration = Duration::from_millis(1500);
 /// How long the addresses of a name are believed.
 const RESOLVED: Duration = Duration::from_secs(30);
-/// How long looking up a name may take.
-const LOOKUP: Duration = Duration::from_secs(5);
 /// A replica that failed is not asked first again for this long.
 const COOL: Duration = Duration::from_secs(30);
 /// The first and the longest pause between two tries to reach a replica at all.
 const PROBE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
-/// Replicas whose trouble a message tells.
-const TOLD: usize = 3;
-
-/// Why no replica could be asked.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(crate) enum NoReplica {
-    /// The roots.
-    #[error("{0}")]
-    Trust(TrustError),
-    /// The flag.
-    #[error("the issuer's address {address:?} is not HOST:PORT, or several with commas between them")]
-    Address {
-        /// As it was given.
-        address: String,
-    },
-    /// The name.
-    #[error("the issuer's address {address} can't be resolved: {problem}")]
-    Unresolved {
-        /// As it was given.
-        address: String,
-        /// The resolver's word.
-        problem: String,
-    },
-    /// The TLS library's refusal.
-    #[error("TLS can't be configured: {0}")]
-    Tls(rustls::Error),
-}
 
 /// Why a call has no answer.
 #[derive(Debug)]
@@ -74,21 +48,6 @@ pub(crate) enum Unanswered {
     Unable(String),
     /// None could be asked, or none answered.
     Unreached(String),
-}
-
-/// The replicas as they are known now.
-struct Known {
-    bundle: Arc<Bundle>,
-    dialer: Dialer,
-    resolved_at: Instant,
-    replicas: Vec<Replica>,
-}
-
-#[derive(Clone)]
-struct Replica {
-    address: SocketAddr,
-    channel: Channel,
-    failed_at: Option<Instant>,
 }
 
 /// Hands out connections to replicas, and remembers which are good.
@@ -167,7 +126,7 @@ impl Replicas {
                 }
             }
             self.renew().await;
-            Err(self.describe(&troubles))
+            Err(describe(&self.address, &troubles))
         };
         let result = match tokio::time::timeout(DEADLINE, tried).await {
             Ok(result) => result,
@@ -193,7 +152,7 @@ impl Replicas {
                 return Ok(answer);
             }
             let answered = troubles.iter().any(|trouble| trouble.answered);
-            let problem = self.describe(&troubles);
+            let problem = describe(&self.address, &troubles);
             Err(if answered { Unanswered::Unable(problem) } else { Unanswered::Unreached(problem) })
         };
         let result = match tokio::time::timeout(DEADLINE, asking).await {
@@ -271,7 +230,7 @@ impl Replicas {
         }
         let Some(known) = known.as_mut() else { return Ok(Vec::new()) };
         if stale || known.replicas.is_empty() {
-            self.resolve(known).await?;
+            known.resolve(&self.address, self.clock.now()).await?;
         }
         let mut candidates = known.replicas.clone();
         // A stable sort: among the good ones, the order that was drawn by lot.
@@ -281,43 +240,6 @@ impl Replicas {
         Ok(candidates)
     }
 
-    /// Looks up the addresses. When that fails, the last known ones are as good as before.
-    async fn resolve(&self, known: &mut Known) -> Result<(), NoReplica> {
-        let found = match lookup(&self.address).await {
-            Ok(found) => found,
-            Err(error @ NoReplica::Unresolved { .. }) if !known.replicas.is_empty() => {
-                tracing::warn!(%error, "going on with the addresses last known");
-                known.resolved_at = self.clock.now();
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        known.resolved_at = self.clock.now();
-        let mut held: HashMap<_, _> =
-            known.replicas.drain(..).map(|replica| (replica.address, replica)).collect();
-        let (mut kept, mut fresh) = (Vec::new(), Vec::new());
-        for address in found {
-            match held.remove(&address) {
-                Some(replica) => kept.push(replica),
-                None => fresh.push(Replica::new(address, &known.dialer)),
-            }
-        }
-        if !fresh.is_empty() || !held.is_empty() {
-            tracing::info!(
-                address = self.address,
-                replicas = kept.len() + fresh.len(),
-                new = fresh.len(),
-                gone = held.len(),
-                "the issuer's replicas"
-            );
-        }
-        kept.append(&mut fresh);
-        // So that the agents of a cluster spread over the replicas.
-        kept.shuffle(&mut rand::rng());
-        known.replicas = kept;
-        Ok(())
-    }
-
     /// Looks for newer roots and addresses; says whether there are any.
     async fn renew(&self) -> bool {
         self.trust.look_again().await;
@@ -325,7 +247,7 @@ impl Replicas {
         let mut known = self.known.lock().await;
         let Some(known) = known.as_mut() else { return true };
         let before: Vec<_> = known.replicas.iter().map(|replica| replica.address).collect();
-        if self.resolve(known).await.is_err() {
+        if known.resolve(&self.address, self.clock.now()).await.is_err() {
             return false;
         }
         let moved = known.replicas.iter().any(|replica| !before.contains(&replica.address));
@@ -353,19 +275,6 @@ impl Replicas {
         });
     }
 
-    fn describe(&self, troubles: &[Trouble]) -> String {
-        let address = &self.address;
-        match troubles {
-            [] => format!("the issuer at {address} has no replica"),
-            [trouble] => format!("the issuer at {address}: {}", trouble.problem),
-            several => {
-                let told: Vec<_> = several.iter().take(TOLD).map(ToString::to_string).collect();
-                let (told, count) = (told.join("; "), several.len());
-                format!("the issuer at {address}: none of {count} replicas can help: {told}")
-            }
-        }
-    }
-
     fn silent(&self) -> String {
         format!("the issuer at {} did not answer within {} s", self.address, DEADLINE.as_secs())
     }
@@ -374,86 +283,6 @@ impl Replicas {
 enum Round<T> {
     Answer(T),
     Nobody(Vec<Trouble>),
-}
-
-/// Why one replica did not help.
-struct Trouble {
-    address: SocketAddr,
-    problem: String,
-    /// It was reached, and says itself that it can't.
-    answered: bool,
-}
-
-impl Trouble {
-    fn of(address: SocketAddr, status: &Status) -> Self {
-        // What the replica itself says has no cause on our side.
-        let source = std::error::Error::source(status);
-        let problem = source.map_or_else(|| status.message().to_owned(), cause);
-        Self { address, problem, answered: source.is_none() }
-    }
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.address, self.problem)
-    }
-}
-
-impl Replica {
-    fn new(address: SocketAddr, dialer: &Dialer) -> Self {
-        Self { address, channel: dialer.channel(address), failed_at: None }
-    }
-}
-
-/// Whether another replica may answer differently: this one could not be reached, or is not up to it.
-fn may_differ(status: &Status) -> bool {
-    match status.code() {
-        Code::Unavailable
-        | Code::Unknown
-        | Code::Cancelled
-        | Code::DeadlineExceeded
-        | Code::Internal
-        | Code::ResourceExhausted
-        | Code::Aborted
-        | Code::DataLoss
-        | Code::Ok => true,
-        Code::Unauthenticated
-        | Code::PermissionDenied
-        | Code::InvalidArgument
-        | Code::NotFound
-        | Code::AlreadyExists
-        | Code::FailedPrecondition
-        | Code::OutOfRange
-        | Code::Unimplemented => false,
-    }
-}
-
-/// The addresses behind `HOST:PORT`, or behind several with commas between them.
-async fn lookup(text: &str) -> Result<Vec<SocketAddr>, NoReplica> {
-    let malformed = || NoReplica::Address { address: text.to_owned() };
-    let mut all = Vec::new();
-    let mut last = None;
-    for one in text.split(',').map(str::trim) {
-        let (host, port) = one.rsplit_once(':').ok_or_else(malformed)?;
-        if host.is_empty() || port.parse::<u16>().is_err() {
-            return Err(malformed());
-        }
-        match tokio::time::timeout(LOOKUP, tokio::net::lookup_host(one)).await {
-            Ok(Ok(found)) => all.extend(found),
-            Ok(Err(error)) => last = Some(error.to_string()),
-            Err(_) => last = Some(format!("no answer within {} s", LOOKUP.as_secs())),
-        }
-    }
-    all.sort_unstable();
-    all.dedup();
-    match last {
-        Some(problem) if all.is_empty() => Err(NoReplica::Unresolved { address: text.to_owned(), problem }),
-        Some(_) | None => Ok(all),
-    }
-}
-
-fn cause(error: &(dyn std::error::Error + 'static)) -> String {
-    innermost(error, "of this node and the issuer's")
 }
 
 impl fmt::Debug for Replicas {

@@ -214,7 +214,7 @@ impl Spire {
             spiffe_id: svid.spiffe_id.clone(),
             renew_at: svid.not_after - life / 4,
             x509: svid,
-            ticket: String::new(),
+            ticket: crate::identity::Ticket::default(),
         };
         let again = current.is_some_and(|current| Arc::ptr_eq(&current.x509, &identity.x509));
         if again && identity.renew_at <= clock.wall() {

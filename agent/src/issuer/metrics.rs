@@ -3,6 +3,7 @@
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::issuer::refusal::Refusal;
@@ -15,6 +16,7 @@ pub(crate) struct Metrics {
     issued: Family<Labels, Counter>,
     refused: Family<Labels, Counter>,
     reviews: Family<Labels, Counter>,
+    confirmed: Gauge,
 }
 
 impl Metrics {
@@ -24,7 +26,18 @@ impl Metrics {
         registry.register("svids_issued", "SVIDs issued", Family::clone(&issued));
         registry.register("calls_refused", "Calls refused, by reason", Family::clone(&refused));
         registry.register("token_reviews", "Token reviews made", Family::clone(&reviews));
-        Self { registry, issued, refused, reviews }
+        let confirmed = Gauge::default();
+        registry.register(
+            "bundle_confirmed_timestamp_seconds",
+            "When the API server was last seen to have the trust bundle as it should be; 0: never",
+            confirmed.clone(),
+        );
+        Self { registry, issued, refused, reviews, confirmed }
+    }
+
+    /// The trust bundle was seen as it should be, at this Unix time in seconds.
+    pub(crate) fn confirmed(&self, at: i64) {
+        self.confirmed.set(at);
     }
 
     pub(crate) fn issued(&self, kind: &'static str) {

@@ -26,6 +26,7 @@ use crate::clock::Clock;
 use crate::issuer::config::PublicationConfig;
 use crate::issuer::health::Health;
 use crate::issuer::keys::Keys;
+use crate::issuer::metrics::Metrics;
 use crate::kubernetes::{Api, ApiError, ConfigMap, Look, ObjectName, Patch, follow};
 use crate::spiffe::TrustDomain;
 use plan::{Facts, Plan, plan};
@@ -50,6 +51,7 @@ pub(crate) struct Publication {
     trust_domain: TrustDomain,
     keys: Arc<Keys>,
     health: Arc<Health>,
+    metrics: Arc<Metrics>,
     clock: Clock,
     asked: Mutex<Option<Instant>>,
 }
@@ -69,6 +71,8 @@ enum Seen {
 struct Progress {
     /// The object as it was last seen.
     seen: Seen,
+    /// It was seen just now, and not a while ago.
+    fresh: bool,
     failures: u32,
     /// Tried again then.
     again: Option<Instant>,
@@ -86,11 +90,12 @@ impl Publication {
         trust_domain: TrustDomain,
         keys: Arc<Keys>,
         health: Arc<Health>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let PublicationConfig { object, replica, grace, .. } = config;
         let clock = api.clock();
         let asked = Mutex::new(None);
-        Self { api, object, replica, grace, longest, trust_domain, keys, health, clock, asked }
+        Self { api, object, replica, grace, longest, trust_domain, keys, health, metrics, clock, asked }
     }
 
     /// Keeps the publication until `shutdown`. Our entries stay: what we signed lives on.
@@ -140,6 +145,7 @@ impl Publication {
                 false
             });
             changes.mark_unchanged();
+            progress.fresh = matches!(look, Some(Look::Is(_)));
             match look {
                 None => {}
                 Some(Look::Is(map)) => progress.seen = Seen::Is(Arc::new(map)),
@@ -177,6 +183,7 @@ impl Publication {
             };
             let now = match written {
                 Ok(new) => {
+                    progress.fresh = true;
                     tracing::info!(
                         object = %self.object, roots = plan.roots, removed = plan.removed,
                         "the trust bundle is published"
@@ -244,6 +251,9 @@ impl Publication {
     /// Everything is as it should be, and was seen so.
     fn settled(&self, progress: &mut Progress, plan: &Plan) {
         self.learn(plan);
+        if progress.fresh {
+            self.metrics.confirmed(self.clock.unix());
+        }
         progress.failures = 0;
         progress.again = None;
         if progress.ready.is_none() {

@@ -130,7 +130,7 @@ async fn a_first_publish_that_fails_leaves_nothing() {
     let error = scene.publish("v", "a", SECRET, Some(dir.path())).await.unwrap_err();
     assert_eq!(
         (error.code(), error.to_string().as_str()),
-        (Code::Unavailable, "store s: connection refused")
+        (Code::Unavailable, "secret.countersign.dev/a: store s: connection refused")
     );
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     let unknown = scene.publish("v", "a", SECRET, None).await.unwrap_err();

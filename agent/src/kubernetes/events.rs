@@ -26,8 +26,8 @@ const BUDGET: (u32, Duration) = (20, Duration::from_secs(6));
 const QUEUE: usize = 256;
 /// Pods and reasons that are remembered.
 const REMEMBERED: usize = 1024;
-/// The longest message, in characters: the API server takes 1,024 bytes.
-const MESSAGE: usize = 240;
+/// The longest message, in bytes: the API server takes 1,024.
+const MESSAGE: usize = 1000;
 
 /// What an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,8 +89,7 @@ impl Recorder {
     /// Tells `message` of a pod. It must hold no secret.
     pub fn tell(&self, workload: &Workload, reason: Reason, message: &str) {
         if let Some(queue) = &self.0 {
-            let message = message.chars().filter(|c| !c.is_control()).take(MESSAGE).collect();
-            let note = Note { workload: workload.clone(), reason, message };
+            let note = Note { workload: workload.clone(), reason, message: speakable(message) };
             if queue.try_send(note).is_err() {
                 tracing::debug!(pod = %workload, "an event is left out: too many wait");
             }
@@ -195,6 +194,18 @@ impl Events {
         told.path = Some(format!("{collection}/{name}"));
         Ok(())
     }
+}
+
+/// A message that a terminal shows as it is, and that the API server takes.
+fn speakable(message: &str) -> String {
+    let mut text = String::new();
+    for c in message.chars().filter(|c| !c.is_control()) {
+        if text.len() + c.len_utf8() > MESSAGE {
+            break;
+        }
+        text.push(c);
+    }
+    text
 }
 
 fn timestamp(time: SystemTime) -> String {
@@ -344,6 +355,13 @@ mod tests {
         }
         assert_eq!(scene.done().await.len(), 3);
         Recorder::off().tell(&workload("api"), Reason::RefreshFailing, "told to nobody");
+    }
+
+    #[test]
+    fn a_message_is_as_long_as_the_api_server_takes() {
+        assert_eq!(speakable("a\u{1b}[2Jb\n"), "a[2Jb");
+        assert_eq!(speakable(&"ü".repeat(MESSAGE)).len(), MESSAGE);
+        assert_eq!(speakable(&format!("a{}", "ü".repeat(MESSAGE))).len(), MESSAGE - 1);
     }
 
     #[test]

@@ -177,7 +177,7 @@ impl Run {
                 let contents = miss.contents;
                 Error::NotFound {
                     reference: miss.reference,
-                    problem: format!("{name}, which line {line} of {key} uses; {contents}"),
+                    problem: format!("{name}, which line {line} of the template uses; {contents}"),
                 }
             }
             None => Error::Template {

@@ -200,7 +200,12 @@ fn somebody() -> Identity {
         not_before: UNIX_EPOCH,
         not_after: UNIX_EPOCH + Duration::from_secs(3600),
     };
-    Identity { spiffe_id: id, x509: Arc::new(svid), renew_at: UNIX_EPOCH, ticket: String::new() }
+    Identity {
+        spiffe_id: id,
+        x509: Arc::new(svid),
+        renew_at: UNIX_EPOCH,
+        ticket: crate::identity::Ticket::default(),
+    }
 }
 
 fn certificate(body: &str) -> String {
@@ -274,7 +279,7 @@ fn identities_in_other_forms() {
     assert_eq!(rendered(bundle, "else.example?optional"), [Ok(Rendered::Omitted)]);
     assert_eq!(
         rendered(bundle, "else.example")[0].as_ref().unwrap_err().to_string(),
-        "bundle.countersign.dev/b.pem: no bundle of trust domain else.example came with \
+        "trust domain else.example: no bundle of it came with \
          spiffe://example.org/ns/a/sa/b; its federated trust domains: partner.example; let its registration entry \
          federate with else.example, or write else.example?optional"
     );
@@ -420,14 +425,14 @@ fn what_goes_wrong_while_rendering() {
     assert!(matches!(error, Error::NotFound { .. }));
     assert_eq!(
         error.to_string(),
-        "s:app: no field usr, which line 2 of template.countersign.dev/f uses; it has b64, bad64, bytes, deep, empty, hosts, nothing, password, port, ratio, text64, tls, username"
+        "s:app: no field usr, which line 2 of the template uses; it has b64, bad64, bytes, deep, empty, hosts, nothing, password, port, ratio, text64, tls, username"
     );
     let error = template("{{ secret('s:app')['us\u{1b}r'] }}", &shelf).unwrap_err();
     assert!(error.to_string().starts_with("s:app: no field us\u{fffd}r, which line 1"), "{error}");
     let error = template("{{ secret('s:app').hosts[secret('s:app').port] }}", &shelf).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "s:app: no such field, which line 1 of template.countersign.dev/f uses; it is a list of 2"
+        "s:app: no such field, which line 1 of the template uses; it is a list of 2"
     );
     let error = template("{{ secret('s:app#usr') }}", &shelf).unwrap_err();
     assert!(error.to_string().starts_with("s:app#usr: no such field; it has b64"), "{error}");

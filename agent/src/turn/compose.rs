@@ -22,12 +22,11 @@ pub(super) enum Composed {
 /// What keeps the files as they are: everything that the pod has not asked to be wiped for.
 pub(super) fn compose(volume: &Volume, inputs: &Inputs, wall: SystemTime) -> Result<Composed, Error> {
     let mut files = FileSet::default();
-    let mut lacking = None::<Lacking>;
+    let (mut lacking, mut failed) = (None, None);
     let mut needs = Vec::new();
     for spec in &volume.request.files {
-        let mut lack = |error| lacking.get_or_insert(Lacking { files: 0, error }).files += 1;
         if let Some(error) = ended(spec, inputs, wall).filter(|_| volume.wipes()) {
-            lack(error);
+            Met::with(&mut lacking, error, &spec.key);
             continue;
         }
         match render(spec, inputs, volume.capacity) {
@@ -43,11 +42,43 @@ pub(super) fn compose(volume: &Volume, inputs: &Inputs, wall: SystemTime) -> Res
             }
             Ok(Rendered::Omitted) => {}
             Ok(Rendered::Needs(references)) => needs.extend(references),
-            Err(error) if volume.wipes() && error.is_withdrawal() => lack(error),
-            Err(error) => return Err(error),
+            Err(error) if volume.wipes() && error.is_withdrawal() => {
+                Met::with(&mut lacking, error, &spec.key);
+            }
+            Err(error) => Met::with(&mut failed, error, &spec.key),
         }
     }
+    if let Some(failed) = failed {
+        return Err(failed.told());
+    }
+    let lacking = lacking.map(|met| Lacking { files: met.files, error: met.told() });
     Ok(if needs.is_empty() { Composed::Files(files, lacking) } else { Composed::Needs(needs) })
+}
+
+/// The first error met, and the keys of all files that met the same.
+struct Met<'v> {
+    error: Error,
+    keys: Vec<&'v str>,
+    /// How many files met any.
+    files: usize,
+}
+
+impl<'v> Met<'v> {
+    fn with(met: &mut Option<Self>, error: Error, key: &'v str) {
+        match met {
+            None => *met = Some(Self { error, keys: vec![key], files: 1 }),
+            Some(met) => {
+                met.files += 1;
+                if met.error == error {
+                    met.keys.push(key);
+                }
+            }
+        }
+    }
+
+    fn told(self) -> Error {
+        self.error.asked_by(self.keys)
+    }
 }
 
 /// The files of a volume whose identity has ended, for `error`, and whose pod wants its SVIDs removed then: those that
@@ -90,6 +121,5 @@ fn ended(spec: &FileSpec, inputs: &Inputs, wall: SystemTime) -> Option<Error> {
         | Content::Secret(_)
         | Content::Template(_) => return None,
     };
-    (end <= wall)
-        .then(|| Error::IdentityUnavailable { problem: format!("{}: the SVID in it has ended", spec.key) })
+    (end <= wall).then(|| Error::IdentityUnavailable { problem: "the SVID has ended".to_owned() })
 }

@@ -90,6 +90,7 @@ pub(super) async fn jwts<S: Sources>(
             held => match world.sources.jwt(&volume.workload, &volume.tokens, identity, audience).await {
                 Ok(jwt) => Arc::new(jwt),
                 Err(error) => {
+                    let error = error.asked_by([spec.key.as_str()]);
                     // One that has ended stays where it is for the sake of the files beside it, which go on being
                     // refreshed; a pod that is about to start gets none.
                     let held = held.filter(|held| volume.established || held.expires > wall);

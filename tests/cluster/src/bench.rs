@@ -14,11 +14,11 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+use crate::audit::Requests;
 use crate::cluster::Cluster;
 use crate::kubelet::Operations;
 use crate::node;
 use crate::pods::{LIMIT, Space, until};
-use crate::secrets::SYSTEM;
 use crate::world::World;
 
 /// How many pods start at once.
@@ -164,13 +164,13 @@ async fn storm(world: &World, space: &Space, table: &mut Table) -> Result<()> {
     let (mut with, mut without, mut means, mut tails, mut requests) =
         (vec![], vec![], vec![], vec![], vec![]);
     for round in 0..3 {
-        let before = (Operations::read(&client).await?, asked(&audit)?);
+        let before = (Operations::read(&client).await?, Requests::read(&audit)?);
         with.push(many(space, world, &format!("us-{round}"), With::Us).await?);
         let since = Operations::read(&client).await?.since(&before.0);
         ensure!(since.failed().is_empty(), "calls failed: {:?}", since.failed());
         means.push(since.mean());
         tails.push(since.quantile(0.99));
-        requests.push(asked(&audit)? - before.1);
+        requests.push(Requests::read(&audit)?.since(&before.1));
         if round == 2 {
             rest(&audit, table).await?;
         }
@@ -204,9 +204,9 @@ async fn storm(world: &World, space: &Space, table: &mut Table) -> Result<()> {
     });
     table.rows.push(Row {
         what: "requests of ours to the API server for 100 pods of one identity",
-        measured: requests.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        measured: requests.iter().map(|one| one.count().to_string()).collect::<Vec<_>>().join(", "),
         target: "one review per identity",
-        beside: "-".to_owned(),
+        beside: requests.last().map(ToString::to_string).unwrap_or_default(),
     });
     Ok(())
 }
@@ -243,9 +243,9 @@ async fn rest(audit: &Path, table: &mut Table) -> Result<()> {
     let busy =
         |pids: &[i32]| -> Result<Duration> { pids.iter().map(|&pid| cpu_time(pid.cast_unsigned())).sum() };
     let before: Vec<Duration> = parts.iter().map(|(_, pids)| busy(pids)).collect::<Result<_>>()?;
-    let requests = asked(audit)?;
+    let requests = Requests::read(audit)?;
     sleep(REST).await;
-    let asked = asked(audit)? - requests;
+    let asked = Requests::read(audit)?.since(&requests);
     for ((part, pids), before) in parts.iter().zip(before) {
         let number = u32::try_from(pids.len())?.max(1);
         let used = busy(pids)?.saturating_sub(before) / number;
@@ -265,9 +265,9 @@ async fn rest(audit: &Path, table: &mut Table) -> Result<()> {
     }
     table.rows.push(Row {
         what: "requests of ours to the API server at rest, per hour",
-        measured: (asked as u64 * 3600 / REST.as_secs()).to_string(),
-        target: "-",
-        beside: format!("{asked} in {} s", REST.as_secs()),
+        measured: (asked.count() * 3600 / REST.as_secs()).to_string(),
+        target: "one review per renewed identity",
+        beside: format!("{} in {} s: {asked}", asked.count(), REST.as_secs()),
     });
     Ok(())
 }
@@ -275,14 +275,6 @@ async fn rest(audit: &Path, table: &mut Table) -> Result<()> {
 fn issuers() -> Result<Vec<i32>> {
     let agent = node::agent()?;
     Ok(node::processes("countersign-agent")?.into_iter().filter(|&pid| pid != agent).collect())
-}
-
-/// How many requests of our service accounts the API server has answered.
-fn asked(audit: &Path) -> Result<usize> {
-    let user = format!("\"username\":\"system:serviceaccount:{SYSTEM}:countersign-");
-    let text = fs::read_to_string(audit)?;
-    let whole = |line: &&str| line.contains(&user) && line.contains("\"stage\":\"ResponseComplete\"");
-    Ok(text.lines().filter(whole).count())
 }
 
 fn quantile(times: &[Duration], percent: usize) -> Duration {

@@ -2,6 +2,7 @@
 //! is tried on this one, and it takes seconds to be there.
 
 pub mod admission;
+pub mod audit;
 pub mod bench;
 pub mod canary;
 pub mod cgroups;

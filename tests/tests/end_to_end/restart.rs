@@ -113,8 +113,12 @@ async fn of_the_issuer() -> Result<()> {
         let status = other.publish_once().await.err().context("no issuer, no identity")?;
         ensure!(status.code() == Code::Unavailable, "{status:?}");
         ensure!(status.message().contains("issuer"), "{}", status.message());
+        let reached = node.metrics().await?.sum("countersign_identity_source_reached", &[]);
+        ensure!(reached == Some(0.0), "the metric says {reached:?}");
         node.start_issuer().await?;
         other.publish(SOON).await?;
+        let reached = node.metrics().await?.sum("countersign_identity_source_reached", &[]);
+        ensure!(reached == Some(1.0), "the metric says {reached:?}");
         other.unpublish(SOON).await?;
         volume.unpublish(SOON).await
     })

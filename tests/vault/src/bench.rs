@@ -81,7 +81,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     if namespace != Namespace::Root {
         bail!("root is needed: PostgreSQL runs as somebody else; here: {namespace}");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // One thread measures. The other is for what answers meanwhile: the way to the issuer's keys is ours too, and Vault
+    // asks for them while the page's commands are waited for.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let report = runtime.block_on(measure(arguments, &namespace))?;
     let text = if arguments.json { report.json() } else { report.to_string() };
     std::io::Write::write_all(&mut std::io::stdout(), format!("{text}\n").as_bytes())

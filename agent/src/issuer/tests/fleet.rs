@@ -148,6 +148,12 @@ async fn replicas_publish_one_bundle_and_honour_each_others_tickets() {
         let keys: Value = serde_json::from_str(&get(replica, "/keys").await.1).unwrap();
         assert_eq!(keys["keys"].as_array().unwrap().len(), 2);
     }
+    // What was seen when is for alarms.
+    let metrics = get(&one, "/metrics").await.1;
+    assert!(
+        metrics.contains(&format!("countersign_issuer_bundle_confirmed_timestamp_seconds {NOW}\n")),
+        "{metrics}"
+    );
     let whole = map.to_string();
     assert!(!whole.contains("PRIVATE") && !whole.contains("\"d\""), "no private part: {whole}");
     let replicas: Vec<_> = map["data"]

@@ -13,6 +13,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::cluster::{Cluster, NOW, Running, clock, pass, workload};
 use crate::Error;
+use crate::identity::Token;
 use crate::issuer::ReviewerConfig;
 use crate::kubernetes::Server;
 
@@ -116,6 +117,55 @@ async fn a_storm_of_publishes_is_one_review_a_token() {
     futures_util::future::join_all(calls).await;
     let metrics = get(&issuer, "/metrics").await.1;
     assert!(metrics.contains("countersign_issuer_token_reviews_total{result=\"good\"} 101"), "{metrics}");
+    issuer.stop().await;
+}
+
+/// How many tokens the issuer has reviewed.
+async fn reviews(issuer: &Running) -> usize {
+    let metrics = get(issuer, "/metrics").await.1;
+    let line = metrics.lines().find(|line| line.contains("token_reviews_total{result=\"good\"}"));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap()
+}
+
+#[tokio::test]
+async fn an_identity_is_one_review_however_many_jwts_it_is_given() {
+    let cluster = Cluster::new();
+    let issuer = Running::start(cluster.config()).await;
+    let client = cluster.client(issuer.address, clock());
+    let pod = workload("api");
+    let fresh = |number: i64| {
+        // Kubelet brings another every few minutes.
+        let token = cluster.token("api", |claims| claims["exp"] = (NOW + 7200 + number).into());
+        [Token { audience: "countersign".to_owned(), token }]
+    };
+    let identity = client.x509(&pod, &fresh(0), None).await.unwrap();
+    assert_eq!(reviews(&issuer).await, 2, "the agent's and the pod's");
+    for number in 1..=10 {
+        pass(Duration::from_secs(150)).await;
+        client.jwt(&pod, &fresh(number), &identity, "https://api").await.unwrap();
+    }
+    assert_eq!(reviews(&issuer).await, 12, "the agent's ten times more");
+    // One that no token has proved is not built upon while there is a token.
+    let by_key = client.x509(&pod, &[], Some(&identity)).await.unwrap();
+    client.jwt(&pod, &fresh(11), &by_key, "https://api").await.unwrap();
+    assert_eq!(reviews(&issuer).await, 13, "the pod's");
+    issuer.stop().await;
+}
+
+#[tokio::test]
+async fn an_issuer_that_does_not_take_the_keys_word_is_shown_the_token() {
+    let cluster = Cluster::new();
+    let issuer = Running::start(cluster.config()).await;
+    let pod = workload("api");
+    let identity =
+        cluster.client(issuer.address, clock()).x509(&pod, &cluster.tokens("api"), None).await.unwrap();
+    issuer.stop().await;
+    // Another root and another key: it knows no ticket of the one before.
+    let issuer = Running::start(cluster.config()).await;
+    let client = cluster.client(issuer.address, clock());
+    client.jwt(&pod, &cluster.tokens("api"), &identity, "https://api").await.unwrap();
+    let error = client.jwt(&pod, &[], &identity, "https://api").await.unwrap_err();
+    assert!(error.to_string().contains("not by a key this issuer knows"), "{error}");
     issuer.stop().await;
 }
 
@@ -315,7 +365,7 @@ fn nothing_secret_is_logged() {
                 forged[1].token.expose().to_vec(),
                 cluster.agent_token("node-1").expose().to_vec(),
                 jwt.token.expose().to_vec(),
-                identity.ticket.clone().into_bytes(),
+                identity.ticket.text.clone().into_bytes(),
                 bad.expose().to_vec(),
             ]);
         });

@@ -22,7 +22,8 @@ async fn a_refresh_that_fails_is_told_once_and_so_is_its_recovery() {
     scene.publish("v", "a", SECRET, Some(dir.path())).await.unwrap();
     scene.sources().fail(down());
     tokio::time::sleep(MINUTE * 20).await;
-    let message = "the files stay as they were: store s: connection refused".to_owned();
+    let message =
+        "the files stay as they were: secret.countersign.dev/a: store s: connection refused".to_owned();
     assert_eq!(next(&mut told), Some((Reason::RefreshFailing, message)));
     assert_eq!(next(&mut told), None, "one trouble is one event");
     scene.sources().heal();
@@ -32,6 +33,33 @@ async fn a_refresh_that_fails_is_told_once_and_so_is_its_recovery() {
         Some((Reason::RefreshRecovered, "the files are up to date again".to_owned()))
     );
     assert_eq!(next(&mut told), None);
+    scene.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_key_that_asks_for_what_is_refused_is_named() {
+    let (scene, mut told) = scene();
+    scene.sources().put("b", "bee");
+    let dir = directory();
+    let keys = [
+        ("secret.countersign.dev/x", "s:b"),
+        ("secret.countersign.dev/a", "s:a"),
+        ("secret.countersign.dev/deep/a", "s:a?mode=0400"),
+        ("template.countersign.dev/t", r#"{% if secret("s:b") == "wasp" %}{{ secret("s:a") }}{% endif %}"#),
+        ("template.countersign.dev/u", r#"{{ secret("s:a") }}"#),
+    ];
+    scene.sources().remove("a");
+    let first = scene.publish("v", "a", &keys, Some(dir.path())).await.unwrap_err();
+    let text = "secret.countersign.dev/a, secret.countersign.dev/deep/a, template.countersign.dev/u: s:a: no such secret";
+    assert_eq!((first.code(), first.to_string().as_str()), (Code::NotFound, text));
+    scene.sources().put("a", "one");
+    scene.publish("v", "a", &keys, Some(dir.path())).await.unwrap();
+    scene.sources().remove("a");
+    tokio::time::sleep(MINUTE * 2).await;
+    // Once there are files it is the last answer that goes on serving all who may ask for it.
+    let text = "the files stay as they were: secret.countersign.dev/a, secret.countersign.dev/deep/a, \
+                template.countersign.dev/t and 1 more: s:a: no such secret";
+    assert_eq!(next(&mut told), Some((Reason::RefreshFailing, text.to_owned())));
     scene.end().await;
 }
 

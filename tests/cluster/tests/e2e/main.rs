@@ -8,6 +8,7 @@ mod gone;
 mod many;
 mod release;
 mod restart;
+mod roll;
 mod secrecy;
 mod wait;
 
@@ -23,6 +24,7 @@ fn main() -> Result<ExitCode> {
     cases.extend(many::cases());
     cases.extend(release::cases());
     cases.extend(restart::cases());
+    cases.extend(roll::cases());
     cases.extend(secrecy::cases());
     countersign_cluster::world::main(cases)
 }

@@ -31,7 +31,7 @@ const ASKS: [(&str, &str); 3] = [
     ("jwt.countersign.dev/token", "https://api.example.com"),
     ("countersign.dev/refresh", "1s"),
 ];
-const NODE_LABEL: &str = "app.kubernetes.io/component=node";
+pub(crate) const NODE_LABEL: &str = "app.kubernetes.io/component=node";
 
 /// A pod that runs through something: its file is there all the while, and follows its secret afterwards.
 struct Survivor {
@@ -151,7 +151,7 @@ async fn issuer(world: Arc<World>) -> Result<()> {
 }
 
 /// Whether nothing of a deployment is on its way.
-fn rolled_out(deployment: &Deployment) -> Result<bool> {
+pub(crate) fn rolled_out(deployment: &Deployment) -> Result<bool> {
     let spec = &deployment.spec;
     let status = deployment.status.as_ref().context("a status")?;
     let wanted = spec.replicas;

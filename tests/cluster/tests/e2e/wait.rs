@@ -22,7 +22,8 @@ async fn denied(world: Arc<World>) -> Result<()> {
     let space = world.space("denied").await?;
     let asks = [INJECT, ("secret.countersign.dev/p", "sops:e2e-other.db#password")];
     space.create(&space.manifest("thief", &asks)).await?;
-    let event = space.event("thief", &["FailedMount", "sops:e2e-other.db", "may not read"]).await?;
+    let told = "secret.countersign.dev/p: sops:e2e-other.db: spiffe://e2e.test/ns/e2e-denied/sa/default may not read it";
+    let event = space.event("thief", &["FailedMount", told]).await?;
     ensure!(!event.contains("another's"), "{event}");
     ensure!(event.contains("allow"), "no remedy in {event}");
     space.delete("thief").await?;
