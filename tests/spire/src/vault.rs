@@ -29,7 +29,13 @@ pub struct Vault {
 impl Vault {
     /// Starts one; `web` is where SPIRE's keys are served.
     pub async fn start(web: &Web) -> Result<Self> {
-        let server = server::Vault::start_at(server::Kind::Vault, tool("vault")?, (NODE_ADDRESS, PORT).into(), Vec::new()).await?;
+        let server = server::Vault::start_at(
+            server::Kind::Vault,
+            tool("vault")?,
+            (NODE_ADDRESS, PORT).into(),
+            Vec::new(),
+        )
+        .await?;
         let vault = Self { server, page: Page::read("vault.md")? };
         let shell = Shell::default()
             .with_path(&vault.server.on_path()?)
