@@ -69,20 +69,25 @@ impl Helm {
 
     /// Installs the release, or upgrades it, and waits until all of it is ready.
     pub async fn install(&self, values: &Value) -> Result<String> {
-        self.apply(&["upgrade", "--install", "--wait", "--timeout", "3m"], values).await
+        self.apply(&["upgrade", "--install", "--wait", "--timeout", "3m"], RELEASE, SYSTEM, values).await
+    }
+
+    /// Installs a release of another name, in another namespace.
+    pub async fn install_another(&self, release: &str, namespace: &str, values: &Value) -> Result<String> {
+        self.apply(&["install"], release, namespace, values).await
     }
 
     /// What would be installed.
     pub async fn render(&self, values: &Value) -> Result<String> {
-        self.apply(&["template"], values).await
+        self.apply(&["template"], RELEASE, SYSTEM, values).await
     }
 
-    async fn apply(&self, verb: &[&str], values: &Value) -> Result<String> {
+    async fn apply(&self, verb: &[&str], release: &str, namespace: &str, values: &Value) -> Result<String> {
         let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
         std::io::Write::write_all(&mut file, values.to_string().as_bytes())?;
         let (path, chart) = (file.path().display().to_string(), workspace().join("charts/countersign"));
         let chart = chart.display().to_string();
-        self.must(&[verb, &[RELEASE, &chart, "--namespace", SYSTEM, "--values", &path]].concat()).await
+        self.must(&[verb, &[release, &chart, "--namespace", namespace, "--values", &path]].concat()).await
     }
 }
 

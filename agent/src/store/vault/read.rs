@@ -163,7 +163,11 @@ impl<M: Mint> Reading<'_, M> {
             if now.duration_since(token.since) < SETTLING {
                 tokio::time::sleep(SETTLING_PAUSE).await;
                 reply = self.ask(&pass, signing.as_ref()).await?;
-            } else if self.session.doubt(&self.store.door, token).await {
+            }
+            let unknown = reply.message(&[]).contains("invalid token");
+            if reply.status == http::StatusCode::FORBIDDEN
+                && self.session.doubt(&self.store.door, token, unknown).await
+            {
                 pass = self.pass().await?;
                 signing = self.signing(manner)?;
                 reply = self.ask(&pass, signing.as_ref()).await?;

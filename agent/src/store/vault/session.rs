@@ -201,8 +201,9 @@ impl Session {
     }
 
     /// The server refused something to `token`. True: it does not know the token any more, and another may do better.
-    pub(super) async fn doubt(&self, door: &Door, token: &Arc<Token>) -> bool {
-        if door.clock.now().duration_since(token.since) < BEYOND_DOUBT {
+    /// Where it has not said that the token is `unknown` to it, a new one is not asked about: its policy is the likely reason.
+    pub(super) async fn doubt(&self, door: &Door, token: &Arc<Token>, unknown: bool) -> bool {
+        if !unknown && door.clock.now().duration_since(token.since) < BEYOND_DOUBT {
             return false;
         }
         // Not to be able to ask is no reason to log in anew.

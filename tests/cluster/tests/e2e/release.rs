@@ -13,6 +13,7 @@ use serde_json::json;
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("values_with_a_typo_are_refused", Kind::Harmless, typo),
+        case("installed_twice_is_refused", Kind::Harmless, twice),
         case("files_stay_through_upgrade_and_rollback", Kind::Alone, upgrade),
         case("pod_starts_once_a_rule_allows_it", Kind::Alone, allowed),
     ]
@@ -24,6 +25,21 @@ async fn typo(world: Arc<World>) -> Result<()> {
     let error = world.helm().render(&values).await.err().context("a refusal")?;
     ensure!(error.to_string().contains("trustDomian"), "{error}");
     Ok(())
+}
+
+/// Two drivers of one name would take each other's socket away.
+async fn twice(world: Arc<World>) -> Result<()> {
+    let space = world.space("twice").await?;
+    let refused = world.helm().install_another("another", space.name(), world.values()).await;
+    let error = refused.err().context("a refusal")?.to_string();
+    for part in ["exists and cannot be imported", RELEASE] {
+        ensure!(error.contains(part), "it does not say {part}: {error}");
+    }
+    let left = world.helm().must(&["list", "--all", "--short", "--namespace", space.name()]).await?;
+    ensure!(left.trim().is_empty(), "a release is left: {left}");
+    let pods = space.ready("app.kubernetes.io/instance=another").await?;
+    ensure!(pods.is_empty(), "{} pods are left", pods.len());
+    space.remove().await
 }
 
 /// Says every second tenth whether its file can be read.
