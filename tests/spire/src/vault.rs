@@ -84,4 +84,19 @@ impl Vault {
         });
         self.server.root().write("auth/cert/certs/payments_api", &role).await.map(drop)
     }
+
+    /// Revokes every token that a login gave.
+    pub async fn end_logins(&self) -> Result<()> {
+        for mount in ["jwt", "cert"] {
+            let path = format!("sys/leases/revoke-prefix/auth/{mount}");
+            self.server.root().write(&path, &json!({"sync": true})).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the page's secret anew.
+    pub async fn put_password(&self, password: &str) -> Result<()> {
+        let secret = json!({"data": {"username": "app", "password": password}});
+        self.server.root().write("kv/data/payments", &secret).await.map(drop)
+    }
 }

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -119,6 +119,8 @@ pub struct World {
     /// The run's own directory.
     pub directory: PathBuf,
     order: RwLock<()>,
+    /// Held by whoever applies a manifest.
+    applying: Mutex<()>,
 }
 
 impl World {
@@ -156,6 +158,7 @@ impl World {
             cluster,
             directory: directory.to_owned(),
             order: RwLock::new(()),
+            applying: Mutex::default(),
         };
         world.prepare(&agent, secrets).await.map_err(|error| error.context(world.spire.said()))?;
         if let Err(error) = world.helm.install(&world.values).await {
@@ -188,8 +191,9 @@ impl World {
         store.write_all(secrets).await
     }
 
-    /// `kubectl apply` with a manifest.
+    /// `kubectl apply` with a manifest. One at a time: two that make the same role would be in each other's way.
     pub fn apply(&self, manifest: &str) -> Result<()> {
+        let _turn = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
         let file = self.directory.join(format!("{:?}.yaml", std::thread::current().id()));
         std::fs::write(&file, manifest)?;
         self.cluster.kubectl(&["apply", "-f", &file.display().to_string()]).map(drop)

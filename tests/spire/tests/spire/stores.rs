@@ -10,11 +10,11 @@ use countersign_spire_tests::world::{Case, Kind, World, case, files, follow};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
-use crate::life::{INJECT, X509, id};
+use crate::life::{INJECT, SOON, X509, id};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case("vault_knows_a_pod_by_both_of_its_svids", Kind::Alone, vault),
+        case("vault_knows_pods_by_both_svids_through_new_authorities", Kind::Alone, vault),
         case("a_pod_moves_from_the_embedded_issuer_to_spire", Kind::Alone, moved),
     ]
 }
@@ -36,9 +36,34 @@ async fn vault(world: Arc<World>) -> Result<()> {
     let mut manifest = space.manifest("api", &asks);
     manifest["spec"]["serviceAccountName"] = json!("api");
     let pod = space.start_from(&manifest).await?;
-    let held = files(&pod)?;
-    ensure!(held.text("by-jwt") == "first-password" && held.text("by-cert") == "first-password");
+    let (before, mut follower) = (files(&pod)?, follow(&pod)?);
+    ensure!(before.text("by-jwt") == "first-password" && before.text("by-cert") == "first-password");
+
+    // Both of SPIRE's authorities are replaced; the operator hands Vault the roots, and Vault fetches the keys itself.
+    let old = world.spire.active("x509")?;
+    let new = world.spire.prepare("x509")?;
+    world.vault.trust_roots(&world.spire.roots()?).await?;
+    world.spire.activate("x509", &new)?;
+    world.spire.server(&["localauthority", "x509", "taint", "-authorityID", &old])?;
+    let jwt = world.spire.prepare("jwt")?;
+    world.spire.activate("jwt", &jwt)?;
+    let signed = follower
+        .becomes(SOON, "signed anew", |files| files.text("tls.crt") != before.text("tls.crt"))
+        .await?;
+    ensure!(signed.identity()? == "spiffe://example.org/ns/payments/sa/api");
+    world.spire.server(&["localauthority", "x509", "revoke", "-authorityID", &old])?;
+    world.vault.trust_roots(&world.spire.roots()?).await?;
+    // No login of before counts any more: whoever comes now is known by what the new authorities have signed.
     space.delete("api").await?;
+    world.vault.end_logins().await?;
+    world.vault.put_password("second-password").await?;
+    manifest["metadata"]["name"] = json!("again");
+    let again = files(&space.start_from(&manifest).await?)?;
+    ensure!(again.text("by-jwt") == "second-password" && again.text("by-cert") == "second-password");
+    // Whoever has another identity has no role.
+    space.create(&space.manifest("stranger", &[INJECT, asks[2]])).await?;
+    world.spire.create(&Entry::account("payments", "default"))?;
+    space.event("stranger", &["FailedMount", "vault"]).await?;
     space.remove().await
 }
 
