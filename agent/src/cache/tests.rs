@@ -4,7 +4,9 @@ use futures_util::future::join_all;
 
 use super::*;
 use crate::identity::Identity;
+use crate::secret::Node;
 use crate::secret::Secret;
+use crate::store::Fresh;
 use crate::testing::{FakeSources, caller, identity};
 
 fn source(path: &str) -> Source {
