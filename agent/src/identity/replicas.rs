@@ -36,6 +36,11 @@ const HEDGE: Duration = Duration::from_millis(1500);
 const RESOLVED: Duration = Duration::from_secs(30);
 /// A replica that failed is not asked first again for this long.
 const COOL: Duration = Duration::from_secs(30);
+/// How long a call goes on looking for a replica where one was reached until now: names lag behind replicas that come
+/// and go, by 5 s where a cluster's resolver keeps answers for that long. Shorter than [`DEADLINE`], so that the cause is told.
+const PATIENCE: Duration = Duration::from_secs(6);
+/// The pause between two such looks.
+const LOOK: Duration = Duration::from_millis(250);
 /// The first and the longest pause between two tries to reach a replica at all.
 const PROBE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 
@@ -140,20 +145,35 @@ impl Replicas {
     where
         F: Future<Output = Result<T, Status>>,
     {
+        let patience = if self.reached().is_ok() { PATIENCE } else { Duration::ZERO };
+        let began = self.clock.now();
         let asking = async {
-            let troubles = match self.round(&ask).await? {
+            let mut troubles = match self.round(&ask).await? {
                 Round::Answer(answer) => return Ok(answer),
                 Round::Nobody(troubles) => troubles,
             };
             // Perhaps they have moved, or show certificates by a root that is newer than our bundle.
-            if self.renew().await
-                && let Round::Answer(answer) = self.round(&ask).await?
-            {
-                return Ok(answer);
+            let mut again = self.renew().await;
+            loop {
+                if again {
+                    match self.round(&ask).await? {
+                        Round::Answer(answer) => return Ok(answer),
+                        Round::Nobody(now) => troubles = now,
+                    }
+                }
+                let answered = troubles.iter().any(|trouble| trouble.answered);
+                if answered || self.clock.now().duration_since(began) >= patience {
+                    let problem = describe(&self.address, &troubles);
+                    return Err(if answered {
+                        Unanswered::Unable(problem)
+                    } else {
+                        Unanswered::Unreached(problem)
+                    });
+                }
+                tokio::time::sleep(LOOK).await;
+                self.renew().await;
+                again = true;
             }
-            let answered = troubles.iter().any(|trouble| trouble.answered);
-            let problem = describe(&self.address, &troubles);
-            Err(if answered { Unanswered::Unable(problem) } else { Unanswered::Unreached(problem) })
         };
         let result = match tokio::time::timeout(DEADLINE, asking).await {
             Ok(result) => result,

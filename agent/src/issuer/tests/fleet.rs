@@ -230,6 +230,26 @@ async fn a_restart_of_the_only_replica_is_not_noticed() {
     issuer.stop().await;
 }
 
+/// The old one is gone before the resolver tells of the new one: whoever asks meanwhile is kept, and not refused.
+#[tokio::test]
+async fn a_call_outlasts_the_time_between_two_replicas() {
+    let fleet = Fleet::new().await;
+    let issuer = fleet.replica("old").await;
+    let agent = fleet.agent(&[issuer.address]);
+    let identity = agent.first(&fleet, "api").await.unwrap();
+    let mut config = fleet.config("new");
+    config.listen = issuer.address;
+    issuer.stop().await;
+    let successor = async {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        Running::start(config).await
+    };
+    let (renewed, issuer) = tokio::join!(agent.renew("api", &identity), successor);
+    renewed.unwrap();
+    issuer.stop().await;
+    agent.stop().await;
+}
+
 /// Waits while time goes on in leaps of ten seconds. Between two of them more and more real time is left, for a leap cuts off
 /// every request under way: on a busy machine none would ever end.
 async fn in_time(what: &str, done: impl Fn() -> bool) {

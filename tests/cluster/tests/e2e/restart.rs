@@ -9,9 +9,9 @@ use countersign_cluster::pods::{LIMIT, Space, is_ready, name, uid, until};
 use countersign_cluster::world::{Case, Kind, World, case};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::change::restarts;
 
@@ -124,12 +124,22 @@ async fn kubelet_restarted(world: Arc<World>) -> Result<()> {
 }
 
 async fn issuer(world: Arc<World>) -> Result<()> {
+    let deployments = world.system().await?.api::<Deployment>();
+    let outcome = issuer_changes(&world, &deployments).await;
+    // As the chart has it, however it went: helm would not overrule us in later cases.
+    let patch = Patch::Strategic(replicas(2));
+    deployments.patch("countersign-issuer", &PatchParams::default(), &patch).await?;
+    outcome
+}
+
+fn replicas(number: i32) -> Value {
+    json!({"spec": {"replicas": number}})
+}
+
+async fn issuer_changes(world: &World, deployments: &Api<Deployment>) -> Result<()> {
     let space = world.space("issuer").await?;
-    let system = world.system().await?;
-    let deployments = system.api::<Deployment>();
     let patch = PatchParams::default();
     let mut started = 0;
-    let replicas = |number: i32| json!({"spec": {"replicas": number}});
     let roll = json!({"spec": {"template": {"metadata": {"annotations": {"e2e.test/rolled": "1"}}}}});
     for change in [replicas(1), replicas(3), replicas(1), roll, replicas(2)] {
         deployments.patch("countersign-issuer", &patch, &Patch::Strategic(change)).await?;
