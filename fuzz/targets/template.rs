@@ -56,6 +56,7 @@ fuzz_target!(|text: &str| {
     match render(file, &Stores::new(), LIMIT) {
         Ok(Rendered::File(bytes)) => assert!(bytes.len() as u64 <= LIMIT, "{} bytes", bytes.len()),
         Ok(Rendered::Omitted) => {}
+        Ok(Rendered::Files(_)) => panic!("a template is one file"),
         Ok(Rendered::Needs(references)) => panic!("{references:?} were to be had"),
         Err(error) => {
             assert_readable(&error.to_string());
