@@ -35,7 +35,7 @@ async fn twice(world: Arc<World>) -> Result<()> {
     for part in ["exists and cannot be imported", RELEASE] {
         ensure!(error.contains(part), "it does not say {part}: {error}");
     }
-    let left = world.helm().must(&["list", "--all", "--short", "--namespace", space.name()]).await?;
+    let left = world.helm().must(&["list", "--short", "--namespace", space.name()]).await?;
     ensure!(left.trim().is_empty(), "a release is left: {left}");
     let pods = space.ready("app.kubernetes.io/instance=another").await?;
     ensure!(pods.is_empty(), "{} pods are left", pods.len());
