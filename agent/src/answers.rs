@@ -17,19 +17,27 @@ use crate::service::bound_listener;
 pub const SOCKET: &str = "answers.sock";
 /// How long the other side may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Wait before the next connection is accepted when one could not be: out of descriptors, most likely.
+const AGAIN: Duration = Duration::from_millis(100);
 /// The longest list that is read.
 const MOST: u64 = 64 << 20;
 
-/// Serves the list at `path` until `shutdown`, to one reader after the other.
+/// Serves the list at `path` until `shutdown`, to one reader after the other. No reader, and no want of descriptors for
+/// one, ends it: pods' files do not depend on who looks.
 ///
 /// # Errors
-/// The socket cannot be made, or takes no connection any more.
+/// The socket cannot be made.
 pub async fn serve(cache: &Cache, path: &Path, shutdown: CancellationToken) -> io::Result<()> {
     let listener = bound_listener(path)?;
     loop {
-        let (mut reader, _) = tokio::select! {
-            accepted = listener.accept() => accepted?,
-            () = shutdown.cancelled() => return Ok(()),
+        let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await else { return Ok(()) };
+        let mut reader = match accepted {
+            Ok((reader, _)) => reader,
+            Err(error) => {
+                debug!(%error, "a reader of the last answers could not be accepted");
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
         };
         let list = serde_json::to_vec(&cache.answered())?;
         match tokio::time::timeout(PATIENCE, reader.write_all(&list)).await {

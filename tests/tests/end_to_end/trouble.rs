@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use countersign_tests::harness::{Case, Needs, case};
-use countersign_tests::node::{Node, SOON, Setup, on_node};
+use countersign_tests::node::{Node, SOON, Setup, eventually, on_node};
 use countersign_tests::pods::{Pod, Volume};
 use countersign_tests::processes::Descriptor;
 use countersign_tests::reader::read_file;
 use rustix::fs::{CWD, Mode, mkfifoat};
 use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpStream, UnixStream};
 use tonic::Code;
 
 use crate::refresh::failing;
@@ -20,6 +22,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("trouble::a_full_volume_keeps_its_files", Needs::Mounts, a_full_volume_keeps_its_files),
         case("trouble::no_more_descriptors", Needs::Mounts, no_more_descriptors),
+        case("trouble::whoever_looks_is_served_later", Needs::Mounts, whoever_looks_is_served_later),
         case(
             "trouble::a_store_that_hangs_holds_up_nobody_else",
             Needs::Mounts,
@@ -106,6 +109,31 @@ async fn no_more_descriptors() -> Result<()> {
             volume.unpublish(SOON).await?;
         }
         Ok(())
+    })
+    .await
+}
+
+/// An agent without descriptors lets an operator wait who asks what the stores answered, and goes on.
+async fn whoever_looks_is_served_later() -> Result<()> {
+    let limit = 48;
+    on_node(Setup { agent_descriptors: Some(limit), ..Setup::default() }, async |node| {
+        write(node, "one")?;
+        let mut volume = node.published(&Pod::new("payments", "api-1", "api"), asked()).await?;
+        let mut crowd = Vec::new();
+        for _ in 0..limit {
+            crowd.push(TcpStream::connect(node.agent_http).await?);
+        }
+        let none_left = async || node.descriptors().is_ok_and(|[_, agent]| agent.len() >= limit as usize);
+        eventually(SOON, "no descriptor left", none_left).await?;
+        let mut looking = UnixStream::connect(node.layout.link.join("answers.sock")).await?;
+        ensure!(read_file(&volume.target(), "a")? == "one", "files stay");
+        drop(crowd);
+        let mut list = String::new();
+        looking.read_to_string(&mut list).await.context("the agent went on")?;
+        ensure!(list.contains("sops:") && !list.contains("one\""), "{list}");
+        write(node, "two")?;
+        node.arrives(&volume, "a", "two").await?;
+        volume.unpublish(SOON).await
     })
     .await
 }
