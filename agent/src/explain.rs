@@ -152,22 +152,7 @@ fn explain(out: &mut String, pod: &Pod, domain: &TrustDomain, stores: &Stores) -
                 Content::Jwt { audience } => format!("a JWT-SVID for {audience}"),
             };
             writeln!(out, "    {:<24} {what}", file.path.as_str())?;
-            let references: Vec<&Reference> = match &file.content {
-                Content::Secret(reference) => vec![reference],
-                Content::Template(template) => template.calls.values().collect(),
-                Content::X509Chain
-                | Content::X509Key
-                | Content::X509Bundle
-                | Content::X509Pair
-                | Content::X509ChainDer
-                | Content::X509KeyDer
-                | Content::X509BundleDer
-                | Content::X509BundleJks
-                | Content::Bundle { .. }
-                | Content::BundleFiles
-                | Content::Jwt { .. } => Vec::new(),
-            };
-            for reference in references {
+            for reference in file.content.calls() {
                 wanted.entry(reference.source.store.to_string()).or_default().push(reference.clone());
             }
         }

@@ -1,5 +1,6 @@
 //! What a pod asks for, parsed once: after [`Request::parse`] nobody looks at a string again.
 
+mod content;
 mod duration;
 mod key;
 mod mode;
@@ -9,17 +10,17 @@ mod path;
 mod reference;
 mod suggest;
 mod template;
+mod value;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use content::{Content, Template};
 pub use on_change::OnChange;
 pub(crate) use suggest::nearest;
 pub(crate) use template::syntax;
-
-use crate::spiffe::TrustDomain;
 
 /// How often plain secrets are looked at again unless the pod says otherwise.
 pub const DEFAULT_REFRESH: Duration = Duration::from_secs(60);
@@ -64,58 +65,6 @@ pub struct FileSpec {
     pub mode: Option<u32>,
     /// What goes into it.
     pub content: Content,
-}
-
-/// What a file holds.
-#[derive(Debug)]
-pub enum Content {
-    /// One secret, or one field of it.
-    Secret(Reference),
-    /// A rendered template.
-    Template(Template),
-    /// The X.509-SVID: leaf and intermediates, PEM.
-    X509Chain,
-    /// The X.509-SVID's private key: PKCS#8, PEM.
-    X509Key,
-    /// The trust bundle of the pod's own trust domain: PEM.
-    X509Bundle,
-    /// The private key, and after it leaf and intermediates: PEM.
-    X509Pair,
-    /// Leaf and intermediates: DER, one after another.
-    X509ChainDer,
-    /// The private key: PKCS#8, DER.
-    X509KeyDer,
-    /// The trust bundle of the pod's own trust domain: DER, one after another.
-    X509BundleDer,
-    /// The trust bundle of the pod's own trust domain: a Java key store of trusted certificates.
-    X509BundleJks,
-    /// The trust bundle of this trust domain, and of no other: PEM.
-    Bundle {
-        /// Whose.
-        trust_domain: TrustDomain,
-        /// Without it, the file is left out instead of keeping the pod waiting.
-        optional: bool,
-    },
-    /// The bundle of every trust domain that the pod is to know: PEM, a file for each beside the one that is named here
-    /// (draft SPIFFE Filesystem Delivery).
-    BundleFiles,
-    /// A JWT-SVID for this audience, without a line end.
-    Jwt {
-        /// The audience.
-        audience: String,
-    },
-}
-
-/// A template's source, already known to parse and to use nothing that is not there.
-#[derive(Debug)]
-pub struct Template {
-    /// The text. Written by the pod's author; no secret.
-    pub source: String,
-    /// The references that every rendering asks for, each source once; a branch that depends on a secret's value
-    /// may ask for more when it is rendered.
-    pub references: Vec<Reference>,
-    /// Every reference of every branch, by the text that stands in `secret("…")`.
-    pub(crate) calls: BTreeMap<String, Reference>,
 }
 
 /// A path of one to n components, each at most 255 bytes, none of them `.`, `..` or beginning with `..`.
@@ -242,60 +191,18 @@ impl Request {
     /// The references that every turn needs, in order of their files; those inside templates' branches are asked
     /// for when the branch is taken.
     pub fn references(&self) -> impl Iterator<Item = &Reference> {
-        self.files.iter().flat_map(|file| match &file.content {
-            Content::Secret(reference) => std::slice::from_ref(reference),
-            Content::Template(template) => template.references.as_slice(),
-            Content::X509Chain
-            | Content::X509Key
-            | Content::X509Bundle
-            | Content::X509Pair
-            | Content::X509ChainDer
-            | Content::X509KeyDer
-            | Content::X509BundleDer
-            | Content::X509BundleJks
-            | Content::Bundle { .. }
-            | Content::BundleFiles
-            | Content::Jwt { .. } => &[],
-        })
+        self.files.iter().flat_map(|file| file.content.references())
     }
 
     /// The keys that ask for `source`, in order of their files, those included whose template does so in a branch.
     pub(crate) fn keys_of(&self, source: &Source) -> impl Iterator<Item = &str> {
-        let asks = move |file: &&FileSpec| match &file.content {
-            Content::Secret(reference) => reference.source == *source,
-            Content::Template(template) => template.calls.values().any(|call| call.source == *source),
-            Content::X509Chain
-            | Content::X509Key
-            | Content::X509Bundle
-            | Content::X509Pair
-            | Content::X509ChainDer
-            | Content::X509KeyDer
-            | Content::X509BundleDer
-            | Content::X509BundleJks
-            | Content::Bundle { .. }
-            | Content::BundleFiles
-            | Content::Jwt { .. } => false,
-        };
+        let asks = move |file: &&FileSpec| file.content.calls().iter().any(|call| call.source == *source);
         self.files.iter().filter(asks).map(|file| file.key.as_str())
     }
 
     /// The audiences of the JWT-SVIDs asked for.
     pub fn audiences(&self) -> impl Iterator<Item = &str> {
-        self.files.iter().filter_map(|file| match &file.content {
-            Content::Jwt { audience } => Some(audience.as_str()),
-            Content::Secret(_)
-            | Content::Template(_)
-            | Content::X509Chain
-            | Content::X509Key
-            | Content::X509Bundle
-            | Content::X509Pair
-            | Content::X509ChainDer
-            | Content::X509KeyDer
-            | Content::X509BundleDer
-            | Content::X509BundleJks
-            | Content::Bundle { .. }
-            | Content::BundleFiles => None,
-        })
+        self.files.iter().filter_map(|file| file.content.audience())
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A call goes to one replica. If that refuses, breaks off or can't vouch for itself, the next one is asked at once;
 //! if it just does not answer, the next one is asked beside it after a while, and the first answer counts. Asking
-//! twice does no harm: each answer is a certificate for the same key.
+//! twice does no harm: each answer is a certificate for the same key. Where one was reached until now, a call that finds
+//! none goes on looking for a while: the last may have gone before its successor's address is known.
 
 mod address;
 mod known;
@@ -22,6 +23,8 @@ use tonic::Status;
 use tonic::transport::Channel;
 use trouble::{Trouble, cause, describe, may_differ};
 
+pub(crate) use trouble::Unanswered;
+
 use crate::clock::Clock;
 use crate::identity::Roots;
 use crate::identity::channel::Dialer;
@@ -39,21 +42,10 @@ const COOL: Duration = Duration::from_secs(30);
 /// How long a call goes on looking for a replica where one was reached until now: names lag behind replicas that come
 /// and go, by 5 s where a cluster's resolver keeps answers for that long. Shorter than [`DEADLINE`], so that the cause is told.
 const PATIENCE: Duration = Duration::from_secs(6);
-/// The pause between two such looks.
+/// The pause between two such looks. Whoever looks at the same time as others shares theirs.
 const LOOK: Duration = Duration::from_millis(250);
 /// The first and the longest pause between two tries to reach a replica at all.
 const PROBE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
-
-/// Why a call has no answer.
-#[derive(Debug)]
-pub(crate) enum Unanswered {
-    /// A replica refuses, and no other will think differently.
-    Refused(Status),
-    /// Every replica that was reached says that it can't now.
-    Unable(String),
-    /// None could be asked, or none answered.
-    Unreached(String),
-}
 
 /// Hands out connections to replicas, and remembers which are good.
 pub(crate) struct Replicas {
@@ -267,7 +259,8 @@ impl Replicas {
         let mut known = self.known.lock().await;
         let Some(known) = known.as_mut() else { return true };
         let before: Vec<_> = known.replicas.iter().map(|replica| replica.address).collect();
-        if known.resolve(&self.address, self.clock.now()).await.is_err() {
+        let now = self.clock.now();
+        if now.duration_since(known.resolved_at) >= LOOK && known.resolve(&self.address, now).await.is_err() {
             return false;
         }
         let moved = known.replicas.iter().any(|replica| !before.contains(&replica.address));

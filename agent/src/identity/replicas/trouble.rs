@@ -10,6 +10,17 @@ use crate::identity::channel::innermost;
 /// Replicas whose trouble a message tells.
 const TOLD: usize = 3;
 
+/// Why a call has no answer.
+#[derive(Debug)]
+pub(crate) enum Unanswered {
+    /// A replica refuses, and no other will think differently.
+    Refused(Status),
+    /// Every replica that was reached says that it can't now.
+    Unable(String),
+    /// None could be asked, or none answered.
+    Unreached(String),
+}
+
 /// Why one replica did not help.
 pub(super) struct Trouble {
     pub(super) address: SocketAddr,
