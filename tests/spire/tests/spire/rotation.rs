@@ -19,7 +19,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("nginx_serves_each_renewed_certificate", Kind::Harmless, nginx),
         case("federated_bundles_come_and_go", Kind::Harmless, federation),
         case("a_new_x509_authority_reaches_every_pod", Kind::Alone, new_authority),
-        case("a_new_jwt_authority_reaches_every_token", Kind::Alone, new_jwt_authority),
+        case("a_new_jwt_authority_signs_whoever_comes_next", Kind::Alone, new_jwt_authority),
         case("a_pod_of_the_same_name_is_another_pod", Kind::Harmless, same_name),
     ]
 }
