@@ -7,6 +7,7 @@ mod asking;
 mod audit;
 mod demo;
 mod engines;
+mod events;
 mod example;
 mod explain;
 mod leases;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     cases.extend(lies::cases());
     cases.extend(wire::cases());
     cases.extend(explain::cases());
+    cases.extend(events::cases());
     cases.extend(openbao::cases());
     cases.extend(demo::cases());
     countersign_tests::harness::main(cases)
