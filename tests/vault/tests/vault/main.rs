@@ -5,6 +5,7 @@
 
 mod asking;
 mod audit;
+mod clock;
 mod demo;
 mod engines;
 mod events;
@@ -14,6 +15,7 @@ mod leases;
 mod lies;
 mod logins;
 mod many;
+mod migrate;
 mod openbao;
 mod outage;
 mod refusals;
@@ -32,6 +34,8 @@ fn main() -> ExitCode {
     cases.extend(tokens::cases());
     cases.extend(outage::cases());
     cases.extend(many::cases());
+    cases.extend(clock::cases());
+    cases.extend(migrate::cases());
     cases.extend(audit::cases());
     cases.extend(secrecy::cases());
     cases.extend(lies::cases());

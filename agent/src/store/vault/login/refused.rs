@@ -36,7 +36,13 @@ impl Door {
 fn remedy(message: &str, status: u16, door: &Door, id: &SpiffeId) -> Option<Cow<'static, str>> {
     let audience = &door.login.audience;
     let has = |words: &str| message.contains(words);
-    Some(if has("missing name in alias") {
+    Some(if has("namespace not found") {
+        let namespace = door.login.namespace.header().unwrap_or_default();
+        format!(
+            "the server has no namespace {namespace}: correct namespace, or login.namespace, of the store"
+        )
+        .into()
+    } else if has("missing name in alias") {
         "the certificate has no common name, which the cert method makes its alias from. Give the SPIRE entry a dnsName, \
          or log in with method jwt, or mount the method with -local and start the server with VAULT_DISABLE_LOCAL_AUTH_MOUNT_ENTITIES"
             .into()
