@@ -121,5 +121,5 @@ fn every_right_hand_side_is_understood() {
         other, known,
         "what is neither a pod's nor known as something else, and what is not there any more"
     );
-    assert!(understood >= 40, "{understood}: the tables are where they are looked for");
+    assert!(understood >= 35, "{understood}: the tables are where they are looked for");
 }

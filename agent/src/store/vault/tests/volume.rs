@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -73,7 +74,12 @@ impl Sources for Real {
 
 /// Runs `work` beside a keeper and the store's own work, and ends both after it.
 async fn beside<T>(server: &Server, work: impl AsyncFnOnce(Handle) -> T) -> T {
-    let Asker { store, mint, .. } = Asker::of(server, "leaseOverlap: 0s\n");
+    beside_with(server, "", work).await
+}
+
+/// The same with more in the store's configuration.
+async fn beside_with<T>(server: &Server, more: &str, work: impl AsyncFnOnce(Handle) -> T) -> T {
+    let Asker { store, mint, .. } = Asker::of(server, &format!("leaseOverlap: 0s\n{more}"));
     let identities = FakeSources::default();
     let clock = Clock::system();
     *identities.clock.lock().unwrap() = Some(clock);
@@ -218,6 +224,42 @@ async fn a_credential_lives_as_long_as_files_are_made_from_it() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_ne!(read(&dir, "username"), first);
+    })
+    .await;
+}
+
+/// From the event to the file; what the event itself says is not what ends up there.
+#[tokio::test]
+async fn an_event_brings_a_change_long_before_it_is_due() {
+    let current = Arc::new(AtomicU64::new(1));
+    let version = Arc::clone(&current);
+    let server = Server::start(vault(move |seen| {
+        let version = version.load(Ordering::SeqCst);
+        (seen.path == "kv/data/app").then(|| secret(version, &json!({ "password": format!("v{version}") })))
+    }))
+    .await;
+    beside_with(&server, "events: true\n", async |handle| {
+        let dir = directory();
+        let keys = [
+            ("secret.countersign.dev/password", "vault:kv/data/app#password"),
+            ("countersign.dev/refresh", "12h"),
+        ];
+        handle.publish(publish("1", &dir, &keys)).await.unwrap();
+        assert_eq!(read(&dir, "password"), "v1");
+        while server.streams() == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        current.store(2, Ordering::SeqCst);
+        let metadata =
+            json!({ "data_path": "kv/data/app", "modified": "true", "password": "from the event" });
+        server.tell(&json!({ "data": { "event": { "metadata": metadata } } }).to_string());
+        let arrives = async {
+            while read(&dir, "password") != "v2" {
+                assert_eq!(read(&dir, "password"), "v1");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), arrives).await.expect("the change");
     })
     .await;
 }
