@@ -57,7 +57,7 @@ async fn with_hands(body: impl AsyncFnOnce(&mut World, &Hands) -> Result<()>) ->
     );
     replace_file(&program, script.as_bytes(), 0o755)?;
     let node = Setup { agent_binary: Some(program), ..Setup::default() };
-    in_world(Plan { database: true, node, ..Plan::default() }, async |world| {
+    in_world(Plan { node, database: true, ..Plan::default() }, async |world| {
         lives(world, json!({"default_ttl": "9s", "max_ttl": "1h"})).await?;
         body(world, &hands).await
     })
