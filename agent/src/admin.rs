@@ -45,6 +45,8 @@ struct DriverStatus {
     registered: bool,
     #[serde(default)]
     registration_error: Option<String>,
+    #[serde(default)]
+    standing_by: Option<String>,
 }
 
 impl<S: Sources> Admin<S> {
@@ -86,6 +88,7 @@ async fn readyz<S: Sources>(State(admin): State<Arc<Admin<S>>>) -> Response {
         "registration",
         match &driver {
             Ok(DriverStatus { registered: true, .. }) => None,
+            Ok(DriverStatus { standing_by: Some(reason), .. }) => Some(reason.clone()),
             Ok(DriverStatus { registration_error: Some(error), .. }) => {
                 Some(format!("kubelet refused it: {error}"))
             }
