@@ -82,6 +82,15 @@ impl Helm {
         self.apply(&["template"], RELEASE, SYSTEM, values).await
     }
 
+    /// What these templates would install into another namespace.
+    pub async fn render_part(&self, templates: &[&str], namespace: &str, values: &Value) -> Result<String> {
+        let mut verb = vec!["template"];
+        for template in templates {
+            verb.extend(["--show-only", template]);
+        }
+        self.apply(&verb, RELEASE, namespace, values).await
+    }
+
     async fn apply(&self, verb: &[&str], release: &str, namespace: &str, values: &Value) -> Result<String> {
         let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
         std::io::Write::write_all(&mut file, values.to_string().as_bytes())?;
