@@ -159,6 +159,11 @@ async fn expired(world: Arc<World>) -> Result<()> {
     scale(0).await?;
     let told = told_of_expiry(&space, &system).await;
     scale(2).await?;
+    until(LIMIT, "both replicas, and a node that reaches them", async || {
+        let issuers = system.ready("app.kubernetes.io/component=issuer").await?.len();
+        Ok((issuers == 2 && !system.ready(NODE_LABEL).await?.is_empty()).then_some(()))
+    })
+    .await?;
     let event = told?;
     ensure!(event.contains("a running issuer writes its own"), "no remedy in {event}");
     // It heals by itself as soon as there is an issuer, and what has expired is gone.
@@ -166,10 +171,6 @@ async fn expired(world: Arc<World>) -> Result<()> {
     let pem = bundle(&system).await?;
     ensure!(pem.contains("BEGIN CERTIFICATE"), "{pem}");
     space.delete("waits").await?;
-    until(LIMIT, "both replicas", async || {
-        Ok((system.ready("app.kubernetes.io/component=issuer").await?.len() == 2).then_some(()))
-    })
-    .await?;
     space.remove().await
 }
 

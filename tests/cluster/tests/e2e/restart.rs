@@ -141,13 +141,13 @@ async fn driver_hangs(world: Arc<World>) -> Result<()> {
 
 /// Changes the driver's liveness probe, and waits until the pods have it.
 async fn probe(system: &Space, probe: &Value) -> Result<()> {
-    let old = system.ready(NODE_LABEL).await?;
-    let old = uid(old.first().context("a pod of driver and agent")?)?;
+    let ready = async || Ok(system.ready(NODE_LABEL).await?.into_iter().next());
+    let old = until(LIMIT, "a pod of driver and agent", ready).await?;
     let containers = json!([{"name": "driver", "livenessProbe": probe}]);
     let patch = json!({"spec": {"template": {"spec": {"containers": containers}}}});
     let sets = system.api::<DaemonSet>();
     sets.patch("countersign-node", &PatchParams::default(), &Patch::Strategic(patch)).await?;
-    node_pod_after(system, old).await
+    node_pod_after(system, uid(&old)?).await
 }
 
 async fn hung(world: &Arc<World>, system: &Space) -> Result<()> {
