@@ -130,12 +130,13 @@ impl Connection {
 
 /// What the agent has answered to a call in place of doing it.
 fn refused(call: &'static str, status: &Status) -> Error {
-    match status.code() {
-        Code::Unimplemented => Error::AgentVersion { call },
-        // An agent that fails a call cannot mean OK.
-        Code::Ok => Error::Agent { code: Code::Unknown, message: status.message().to_owned() },
-        code => Error::Agent { code, message: status.message().to_owned() },
+    let code = status.code();
+    if code == Code::Unimplemented {
+        return Error::AgentVersion { call };
     }
+    // An agent that fails a call cannot mean OK.
+    let code = if code == Code::Ok { Code::Unknown } else { code };
+    Error::Agent { code, message: status.message().to_owned() }
 }
 
 /// The link as the node service sees it.
