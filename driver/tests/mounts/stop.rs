@@ -134,4 +134,9 @@ async fn an_agent_that_lacks_a_call_is_said_to_be_of_another_version() {
     // The right one comes in its place, and kubelet has tried again.
     agent.behave(Manner::Fill);
     driver.publish(&volume).await.unwrap();
+    // One that can't be told of an end hears of it with the list of the next connection, and is not told again and again.
+    agent.behave(Manner::Refuse(Code::Unimplemented, ""));
+    driver.unpublish(&volume).await.unwrap();
+    let log = driver.log();
+    assert!(!log.contains("the agent has not heard"), "{log}");
 }
