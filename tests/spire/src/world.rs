@@ -141,11 +141,9 @@ impl World {
         set(&mut values, "trustDomain", json!(TRUST_DOMAIN));
         let own = [json!({"id": format!("spiffe://{TRUST_DOMAIN}/ns/*/sa/*"), "paths": ["{ns}.db"]})];
         set(values.get_mut("sops").context("sops")?, "allow", json!(own));
-        set(
-            &mut values,
-            "spire",
-            json!({"enabled": true, "workloadSocket": WORKLOAD_SOCKET, "brokerSocket": BROKER_SOCKET}),
-        );
+        set(&mut values, "identity", json!({"source": "spire"}));
+        let sockets = json!({"workloadSocket": WORKLOAD_SOCKET, "brokerSocket": BROKER_SOCKET});
+        set(&mut values, "spire", sockets);
         let vault = Vault::start(&spire.web).await?;
         for (key, value) in vault.values()? {
             set(&mut values, key, value);
