@@ -137,6 +137,14 @@ fn read(
             files.add(key, private_key, None, Content::X509KeyDer)?;
             files.add(key, bundle, None, Content::X509BundleDer)?;
         }
+        Key::Pkcs12 => {
+            let path = FilePath::parse(value.trim_ascii()).map_err(at)?;
+            files.add(key, path, None, Content::X509Pkcs12)?;
+        }
+        Key::Pkcs12Truststore => {
+            let path = FilePath::parse(value.trim_ascii()).map_err(at)?;
+            files.add(key, path, None, Content::X509BundlePkcs12)?;
+        }
         Key::JksTruststore => {
             let path = FilePath::parse(value.trim_ascii()).map_err(at)?;
             files.add(key, path, None, Content::X509BundleJks)?;
@@ -318,10 +326,12 @@ mod tests {
         let others = [
             ("svid.countersign.dev/pem", "pair.pem"),
             ("svid.countersign.dev/der", "a,b,c"),
+            ("svid.countersign.dev/p12", "tls.p12"),
+            ("svid.countersign.dev/p12-truststore", "ca.p12"),
             ("svid.countersign.dev/jks-truststore", "ca.jks"),
             ("bundle.countersign.dev/partner.pem", "partner.example"),
         ];
-        assert_eq!(paths(&others), ["a", "b", "c", "ca.jks", "pair.pem", "partner.pem"]);
+        assert_eq!(paths(&others), ["a", "b", "c", "ca.jks", "ca.p12", "pair.pem", "partner.pem", "tls.p12"]);
         for (value, problem) in [
             ("Partner", "not a trust domain's name; write one of a-z 0-9 . _ -, such as partner.example"),
             ("a/b", "not a trust domain's name; write one of a-z 0-9 . _ -, such as partner.example"),
