@@ -45,6 +45,12 @@ impl Entry {
         self.with("-dns", name)
     }
 
+    /// What a volume calls it, where the pod has several.
+    #[must_use]
+    pub fn hinted(self, hint: &str) -> Self {
+        self.with("-hint", hint)
+    }
+
     fn with(mut self, flag: &str, value: &str) -> Self {
         self.arguments.extend([flag.to_owned(), value.to_owned()]);
         self

@@ -7,6 +7,8 @@ pub mod entry;
 pub mod files;
 pub mod nginx;
 pub mod page;
+pub mod postgres;
+pub mod program;
 pub mod spire;
 pub mod vault;
 pub mod world;

@@ -24,6 +24,8 @@ pub const US: &str = "spiffe://example.org/countersign/agent";
 pub const WORKLOAD_SOCKET: &str = "/run/spire/api/api.sock";
 /// The page's sockets.
 pub const BROKER_SOCKET: &str = "/run/spire/broker/broker.sock";
+/// The page's sockets.
+pub const ADMIN_SOCKET: &str = "/run/spire/admin/admin.sock";
 /// The node's name in entries; whatever SPIRE agent is attested on it has it as an alias.
 const NODE: &str = "spiffe://example.org/node/node-1";
 /// Where the server listens.
@@ -260,10 +262,11 @@ plugins {{
     async fn run_agent(&self, broker: Broker, token: Option<&str>) -> Result<()> {
         fs::create_dir_all("/run/spire/api")?;
         // SPIRE gives its socket to one group, and the directory says which: the page's second way.
-        let directory = Path::new("/run/spire/broker");
-        fs::create_dir_all(directory)?;
-        rustix::fs::chown(directory, None, Some(rustix::fs::Gid::from_raw(AGENT_UID)))?;
-        fs::set_permissions(directory, fs::Permissions::from_mode(0o2750))?;
+        for directory in ["/run/spire/broker", "/run/spire/admin"].map(Path::new) {
+            fs::create_dir_all(directory)?;
+            rustix::fs::chown(directory, None, Some(rustix::fs::Gid::from_raw(AGENT_UID)))?;
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o2750))?;
+        }
         fs::write(self.path("agent.hcl"), self.agent_config(broker)?)?;
         let [kubeconfig, _] = self.credentials();
         let mut command = Command::new(&self.programs.agent);

@@ -144,6 +144,7 @@ impl World {
         set(&mut values, "identity", json!({"source": "spire"}));
         let sockets = json!({"workloadSocket": WORKLOAD_SOCKET, "brokerSocket": BROKER_SOCKET});
         set(&mut values, "spire", sockets);
+        set(&mut values, "onChange", json!({"enabled": true}));
         let vault = Vault::start(&spire.web).await?;
         for (key, value) in vault.values()? {
             set(&mut values, key, value);

@@ -218,6 +218,6 @@ async fn no_rights(world: Arc<World>) -> Result<()> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "certificates end by the time of day")]
-fn now() -> SystemTime {
+pub(crate) fn now() -> SystemTime {
     SystemTime::now()
 }
