@@ -97,7 +97,9 @@ fn encrypted(key: &Secret) -> Result<Vec<u8>, Unspecified> {
 /// What nobody can foresee who does not know `seed`, and is the same every time.
 fn derived(seed: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, seed));
-    parts.iter().for_each(|part| context.update(part));
+    for part in parts {
+        context.update(part);
+    }
     let mut bytes = [0; 32];
     bytes.copy_from_slice(context.sign().as_ref());
     bytes

@@ -259,6 +259,16 @@ plugins {{
         self.agent.lock().await.take().context("the SPIRE agent does not run")?.kill()
     }
 
+    /// The agent's process.
+    pub async fn agent_pid(&self) -> Result<u32> {
+        Ok(self.agent.lock().await.as_ref().context("the SPIRE agent does not run")?.pid())
+    }
+
+    /// The agent's program, which is a client too.
+    pub fn client(&self) -> &Path {
+        &self.programs.agent
+    }
+
     async fn run_agent(&self, broker: Broker, token: Option<&str>) -> Result<()> {
         fs::create_dir_all("/run/spire/api")?;
         // SPIRE gives its socket to one group, and the directory says which: the page's second way.
@@ -296,7 +306,8 @@ plugins {{
         );
         let plugins = format!(
             r#"  NodeAttestor "join_token" {{ plugin_data {{}} }}
-  KeyManager "disk" {{ plugin_data {{ directory = "{root}/agent-keys" }} }}"#
+  KeyManager "disk" {{ plugin_data {{ directory = "{root}/agent-keys" }} }}
+  WorkloadAttestor "unix" {{ plugin_data {{}} }}"#
         );
         // As a pod on the node's network has it; outside of one the names are ours to give.
         let k8s = format!(

@@ -24,6 +24,7 @@ use kube::Client;
 use kube::api::ListParams;
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 use tokio::sync::RwLock;
 use tokio::time::timeout;
 
@@ -297,19 +298,10 @@ pub fn main(cases: Vec<Case>, secrets: &[(&str, Value)]) -> Result<ExitCode> {
         let trials = cases.into_iter().map(|case| Trial::test(case.name, || Ok(())));
         return Ok(libtest_mimic::run(&arguments, trials.collect()).exit_code());
     }
-    crate::spire::build()?;
-    tool("vault")?;
-    let place = match enter()? {
-        Entered::Ended(code) => return Ok(code),
-        Entered::Inside(place) => place,
+    let (runtime, world) = match begin(secrets)? {
+        Ok(begun) => begun,
+        Err(code) => return Ok(code),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let options = Options { sync: Duration::from_secs(10), verbosity: 2 };
-    let world = runtime.block_on(async {
-        let cluster = Cluster::start(&place, options).await?;
-        World::new(cluster, &place.directory, secrets).await
-    })?;
-    let world = Arc::new(world);
     arguments.test_threads = arguments.test_threads.or(Some(PARALLEL));
     let trials = cases.into_iter().map(|case| {
         let (world, run) = (Arc::clone(&world), case.run);
@@ -320,6 +312,38 @@ pub fn main(cases: Vec<Case>, secrets: &[(&str, Value)]) -> Result<ExitCode> {
         tell(&runtime.block_on(world.report()));
     }
     Ok(conclusion.exit_code())
+}
+
+/// Runs something on such a node. To be called first in `main`.
+pub fn run(secrets: &[(&str, Value)], body: impl AsyncFnOnce(Arc<World>) -> Result<()>) -> Result<ExitCode> {
+    let (runtime, world) = match begin(secrets)? {
+        Ok(begun) => begun,
+        Err(code) => return Ok(code),
+    };
+    if let Err(error) = runtime.block_on(body(Arc::clone(&world))) {
+        tell(&runtime.block_on(world.report()));
+        return Err(error);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A node; or, outside of its namespaces, what became of the run inside them.
+fn begin(secrets: &[(&str, Value)]) -> Result<Result<(Runtime, Arc<World>), ExitCode>> {
+    crate::spire::build()?;
+    for name in ["vault", "reader"] {
+        tool(name)?;
+    }
+    let place = match enter()? {
+        Entered::Ended(code) => return Ok(Err(code)),
+        Entered::Inside(place) => place,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let options = Options { sync: Duration::from_secs(10), verbosity: 2 };
+    let world = runtime.block_on(async {
+        let cluster = Cluster::start(&place, options).await?;
+        World::new(cluster, &place.directory, secrets).await
+    })?;
+    Ok(Ok((runtime, Arc::new(world))))
 }
 
 #[expect(clippy::print_stderr, reason = "a test harness speaks to who runs it")]
