@@ -19,6 +19,11 @@ impl Entry {
         entry
     }
 
+    /// The page's for Countersign's agent.
+    pub fn ours() -> Self {
+        Self::new("countersign/agent", &["k8s:ns:countersign-system", "k8s:sa:countersign-agent"])
+    }
+
     /// One for a service account.
     pub fn account(namespace: &str, account: &str) -> Self {
         Self::new(

@@ -186,6 +186,12 @@ plugins {{
         field(&said, "Entry ID").with_context(|| said.clone())
     }
 
+    /// The entry that gives this SPIFFE ID.
+    pub fn entry(&self, id: &str) -> Result<String> {
+        let said = self.server(&["entry", "show", "-spiffeID", id])?;
+        field(&said, "Entry ID").with_context(|| said.clone())
+    }
+
     /// Takes an entry away.
     pub fn delete(&self, id: &str) -> Result<()> {
         self.server(&["entry", "delete", "-entryID", id]).map(drop)

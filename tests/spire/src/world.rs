@@ -177,8 +177,7 @@ impl World {
         let admin = std::fs::read_to_string(self.cluster.kubeconfig())?;
         std::fs::write(kubeconfig, admin.replace("admin-token", issued.trim()))?;
         self.spire.attest(Broker::Ours).await?;
-        let us = ["k8s:ns:countersign-system", "k8s:sa:countersign-agent"];
-        self.spire.create(&Entry::new("countersign/agent", &us).living(24 * 3600))?;
+        self.spire.create(&Entry::ours().living(24 * 3600))?;
         self.apply(&format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {SYSTEM}, labels: {{pod-security.kubernetes.io/enforce: privileged}}}}\n"
         ))?;

@@ -98,7 +98,7 @@ async fn delegated(world: Arc<World>) -> Result<()> {
 }
 
 /// What the agents of the node have said.
-async fn said(world: &World) -> Result<String> {
+pub(crate) async fn said(world: &World) -> Result<String> {
     let system = world.system().await?;
     let nodes = system.ready("app.kubernetes.io/component=node").await?;
     system.log(name(nodes.first().context("a ready pod of driver and agent")?)?, "agent").await
