@@ -8,6 +8,7 @@ mod api;
 mod backoff;
 mod broker;
 mod delegated;
+mod following;
 mod keys;
 mod material;
 mod own;

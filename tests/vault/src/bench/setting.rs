@@ -27,7 +27,7 @@ pub(super) async fn prepare(database: bool, agent: Option<PathBuf>) -> Result<Wo
     let login = json!({"role": ROLE});
     let store = Map::from_iter([("login".to_owned(), login)]);
     let node = Setup { agent_binary: agent, ..Setup::default() };
-    let world = World::start(Plan { database, store, node, ..Plan::default() }).await?;
+    let world = World::start(Plan { node, database, store, ..Plan::default() }).await?;
     let root = world.vault.root();
     let policy =
         "path \"kv/*\" { capabilities = [\"read\"] }\npath \"database/*\" { capabilities = [\"read\"] }";
