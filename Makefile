@@ -1,6 +1,6 @@
 # What people and CI call: CI calls nothing else. Each target has one line that `make help` shows.
 .DEFAULT_GOAL := help
-.PHONY: help demo test vault-test spire-test vault-bench soak lint bench conformance interop fuzz deny chart admission image cluster-test cluster-bench cluster e2e kind-up kind-demo kind-down
+.PHONY: help demo test vault-test spire-test vault-bench spire-bench soak lint bench conformance interop fuzz deny chart admission image cluster-test cluster-bench cluster e2e kind-up kind-demo kind-down
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # What is measured is what ships: each part with its own features, not with those that the other or a test asks for.
@@ -69,6 +69,11 @@ cluster-test: ## start a real one-node Kubernetes, install the chart, run the en
 spire-test: ## a real SPIRE on such a cluster, set up by docs/spire.md: identities, rotation, faults (root; CASES=text, KEEP=1)
 	@tests/cluster/image demo
 	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test --workspace --test spire -- $(CASES)
+
+spire-bench: ## measure identities from a real SPIRE, beside its own client (root; BENCH=--quick for a short run)
+	@tests/cluster/image release
+	cargo build --release --quiet --package countersign-spire-tests --bin countersign-spire-bench
+	@$(TARGET)/release/countersign-spire-bench $(BENCH)
 
 cluster-bench: ## measure on such a cluster, beside the same pods with an emptyDir (root)
 	@tests/cluster/image release

@@ -147,6 +147,8 @@ fn explain(out: &mut String, pod: &Pod, domain: &TrustDomain, stores: &Stores) -
                 Content::BundleFiles => {
                     "every trust bundle, in a file called <trust domain> before this name".to_owned()
                 }
+                Content::X509Pkcs12 => "the X.509-SVID and its key, PKCS#12".to_owned(),
+                Content::X509BundlePkcs12 => "the trust bundle, PKCS#12".to_owned(),
                 Content::X509BundleJks => "the trust bundle for Java".to_owned(),
                 Content::Bundle { trust_domain, .. } => format!("the trust bundle of {trust_domain}"),
                 Content::Jwt { audience } => format!("a JWT-SVID for {audience}"),

@@ -11,6 +11,7 @@ mod filters;
 mod jks;
 mod json;
 pub(crate) mod pem;
+mod pkcs12;
 mod template;
 mod value;
 
@@ -75,6 +76,16 @@ pub fn render(spec: &FileSpec, material: &impl Material, limit: u64) -> Result<R
         Content::X509BundleJks => {
             let svid = &identity(material)?.x509;
             Secret::new(jks::truststore(svid.spiffe_id.trust_domain().as_str(), &svid.roots))
+        }
+        Content::X509Pkcs12 => {
+            let svid = &identity(material)?.x509;
+            pkcs12::keystore(&svid.key, &svid.chain).map_err(|_| Error::IdentityUnavailable {
+                problem: "the x509-svid can't be written as PKCS#12".to_owned(),
+            })?
+        }
+        Content::X509BundlePkcs12 => {
+            let svid = &identity(material)?.x509;
+            pkcs12::truststore(svid.spiffe_id.trust_domain().as_str(), &svid.roots)
         }
         Content::Bundle { trust_domain, optional } => match bundle(&identity(material)?.x509, trust_domain) {
             Ok(roots) => pem::certificates(roots),

@@ -32,7 +32,7 @@ go_tools() {
   while [[ ${1:-} == [A-Z]*=* ]]; do variables+=("$1"); shift; done
   need go "Debian has golang-go; 1.26 is wanted"
   [[ -f $module/go.mod && -f $module/go.sum ]] || { say "$name: $module has no go.mod and go.sum"; exit 1; }
-  kept=$cache/$(basename "$module")-$({ cat "$module/go.mod" "$module/go.sum"; echo "${variables[@]}" "$@"; go version; } | key)
+  kept=$cache/$(basename "$module")-$({ cat "$module/go.mod" "$module/go.sum"; find "$module" -name '*.go' -exec cat {} +; echo "${variables[@]}" "$@"; go version; } | key)
   if [[ ! -x $kept/bin/$name ]]; then
     say "building $(basename "$module"), once: minutes where the Go build cache is cold"
     mkdir -p "$cache"
@@ -75,6 +75,8 @@ for tool; do
       # Without its version the apiserver calls itself v0.0.0, and no chart installs.
       go_tools kubernetes "$tool" -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2" ;;
     containerd | containerd-shim-runc-v2 | ctr) go_tools containerd "$tool" -ldflags "-s -w" -tags no_btrfs,no_devmapper,no_zfs ;;
+    # Ours: what a program in Go does with the files of a volume.
+    reader) go_tools reader "$tool" -ldflags "-s -w" ;;
     runc) go_tools runc "$tool" CGO_ENABLED=1 -ldflags "-s -w" -tags seccomp ;;
     helm) go_tools helm "$tool" -ldflags "-s -w" ;;
     vault) go_tools vault "$tool" -ldflags "-s -w" ;;

@@ -258,6 +258,11 @@ fn identities_in_other_forms() {
     );
     let truststore = jks::truststore("example.org", &[b"root".to_vec()]);
     assert_eq!(rendered("svid.countersign.dev/jks-truststore", "ca.jks"), [bytes(&truststore)]);
+    let truststore = pkcs12::truststore("example.org", &[b"root".to_vec()]);
+    assert_eq!(rendered("svid.countersign.dev/p12-truststore", "ca.p12"), [Ok(Rendered::File(truststore))]);
+    let chain = [b"leaf".to_vec(), b"intermediate".to_vec()];
+    let keystore = pkcs12::keystore(&Secret::new(b"key".to_vec()), &chain).unwrap();
+    assert_eq!(rendered("svid.countersign.dev/p12", "tls.p12"), [Ok(Rendered::File(keystore))]);
 
     let named = |name: &str, body: &str| {
         (

@@ -28,6 +28,10 @@ pub enum Content {
     X509BundleDer,
     /// The trust bundle of the pod's own trust domain: a Java key store of trusted certificates.
     X509BundleJks,
+    /// The private key, and leaf and intermediates: PKCS#12.
+    X509Pkcs12,
+    /// The trust bundle of the pod's own trust domain: PKCS#12 of trusted certificates.
+    X509BundlePkcs12,
     /// The trust bundle of this trust domain, and of no other: PEM.
     Bundle {
         /// Whose.
@@ -71,6 +75,8 @@ impl Content {
             | Self::X509KeyDer
             | Self::X509BundleDer
             | Self::X509BundleJks
+            | Self::X509Pkcs12
+            | Self::X509BundlePkcs12
             | Self::Bundle { .. }
             | Self::BundleFiles
             | Self::Jwt { .. } => &[],

@@ -9,7 +9,8 @@ const SVID: &str = "svid.countersign.dev";
 const PLAIN: &str = "countersign.dev";
 const BUNDLE: &str = "bundle.countersign.dev";
 const DOMAINS: [&str; 6] = [SECRET, TEMPLATE, JWT, BUNDLE, SVID, PLAIN];
-const SVID_NAMES: [&str; 6] = ["x509", "pem", "der", "jks-truststore", "folder", "hint"];
+const SVID_NAMES: [&str; 8] =
+    ["x509", "pem", "der", "p12", "p12-truststore", "jks-truststore", "folder", "hint"];
 const PLAIN_NAMES: [&str; 7] =
     ["refresh", "on-revoked", "stale-ok", "on-change", "inject", "path", "containers"];
 
@@ -30,6 +31,10 @@ pub(super) enum Key {
     Pem,
     /// Three files with the X.509-SVID, as DER.
     Der,
+    /// One file with key and chain, as PKCS#12.
+    Pkcs12,
+    /// One file with the trust bundle, as PKCS#12.
+    Pkcs12Truststore,
     /// One file with the trust bundle for Java.
     JksTruststore,
     /// A directory as the draft SPIFFE Filesystem Delivery has it.
@@ -65,6 +70,8 @@ impl Key {
             (SVID, "x509") => Ok(Self::X509),
             (SVID, "pem") => Ok(Self::Pem),
             (SVID, "der") => Ok(Self::Der),
+            (SVID, "p12") => Ok(Self::Pkcs12),
+            (SVID, "p12-truststore") => Ok(Self::Pkcs12Truststore),
             (SVID, "jks-truststore") => Ok(Self::JksTruststore),
             (SVID, "folder") => Ok(Self::Folder),
             (SVID, "hint") => Ok(Self::Hint),
@@ -142,6 +149,8 @@ mod tests {
             ("svid.countersign.dev/x509", Key::X509),
             ("svid.countersign.dev/pem", Key::Pem),
             ("svid.countersign.dev/der", Key::Der),
+            ("svid.countersign.dev/p12", Key::Pkcs12),
+            ("svid.countersign.dev/p12-truststore", Key::Pkcs12Truststore),
             ("svid.countersign.dev/jks-truststore", Key::JksTruststore),
             ("bundle.countersign.dev/partner.pem", Key::Bundle(file("partner.pem"))),
             ("svid.countersign.dev/folder", Key::Folder),
@@ -179,7 +188,8 @@ mod tests {
             (
                 "svid.countersign.dev/tls.crt",
                 "unknown key; known are svid.countersign.dev/x509, svid.countersign.dev/pem, \
-                 svid.countersign.dev/der, svid.countersign.dev/jks-truststore, svid.countersign.dev/folder, svid.countersign.dev/hint; a file is \
+                 svid.countersign.dev/der, svid.countersign.dev/p12, svid.countersign.dev/p12-truststore, \
+                 svid.countersign.dev/jks-truststore, svid.countersign.dev/folder, svid.countersign.dev/hint; a file is \
                  secret.countersign.dev/<file>",
             ),
             (

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::key::Key;
-use super::value::{audience, containers, flag, hint, mount_path, on_revoked, trust_domain, x509_names};
+use super::value::{
+    audience, containers, flag, hint, mount_path, on_revoked, svid_file, trust_domain, x509_names,
+};
 use super::{
     Content, DEFAULT_REFRESH, FilePath, FileSpec, OnChange, OnRevoked, Problem, Reference, Request,
     StoreNames, Template, duration,
@@ -128,18 +130,26 @@ fn read(
             files.add(key, path, None, Content::Bundle { trust_domain, optional })?;
         }
         Key::Pem => {
-            let path = FilePath::parse(value.trim_ascii()).map_err(at)?;
-            files.add(key, path, None, Content::X509Pair)?;
+            let (path, mode) = svid_file(value).map_err(at)?;
+            files.add(key, path, mode, Content::X509Pair)?;
         }
         Key::Der => {
             let [chain, private_key, bundle] = x509_names(value).map_err(at)?;
-            files.add(key, chain, None, Content::X509ChainDer)?;
-            files.add(key, private_key, None, Content::X509KeyDer)?;
-            files.add(key, bundle, None, Content::X509BundleDer)?;
+            files.add(key, chain.0, chain.1, Content::X509ChainDer)?;
+            files.add(key, private_key.0, private_key.1, Content::X509KeyDer)?;
+            files.add(key, bundle.0, bundle.1, Content::X509BundleDer)?;
+        }
+        Key::Pkcs12 => {
+            let (path, mode) = svid_file(value).map_err(at)?;
+            files.add(key, path, mode, Content::X509Pkcs12)?;
+        }
+        Key::Pkcs12Truststore => {
+            let (path, mode) = svid_file(value).map_err(at)?;
+            files.add(key, path, mode, Content::X509BundlePkcs12)?;
         }
         Key::JksTruststore => {
-            let path = FilePath::parse(value.trim_ascii()).map_err(at)?;
-            files.add(key, path, None, Content::X509BundleJks)?;
+            let (path, mode) = svid_file(value).map_err(at)?;
+            files.add(key, path, mode, Content::X509BundleJks)?;
         }
         Key::Folder => {
             let folder = value.trim_ascii();
@@ -149,9 +159,9 @@ fn read(
         }
         Key::X509 => {
             let [chain, private_key, bundle] = x509_names(value).map_err(at)?;
-            files.add(key, chain, None, Content::X509Chain)?;
-            files.add(key, private_key, None, Content::X509Key)?;
-            files.add(key, bundle, None, Content::X509Bundle)?;
+            files.add(key, chain.0, chain.1, Content::X509Chain)?;
+            files.add(key, private_key.0, private_key.1, Content::X509Key)?;
+            files.add(key, bundle.0, bundle.1, Content::X509Bundle)?;
         }
         Key::Refresh => choices.refresh = duration::parse(value.trim_ascii()).map_err(at)?,
         Key::OnRevoked => choices.on_revoked = on_revoked(value.trim_ascii()).map_err(at)?,
@@ -309,6 +319,27 @@ mod tests {
     }
 
     #[test]
+    fn an_svids_file_may_have_a_mode() {
+        let modes = |key: &str, value: &str| -> Result<Vec<Option<u32>>, Error> {
+            Ok(parse(&[(key, value)])?.files.iter().map(|file| file.mode).collect())
+        };
+        let x509 = "svid.countersign.dev/x509";
+        assert_eq!(modes(x509, "a, b?mode=0400 ,c").unwrap(), [None, Some(0o400), None]);
+        for key in ["pem", "p12", "p12-truststore", "jks-truststore"] {
+            let key = format!("svid.countersign.dev/{key}");
+            assert_eq!(modes(&key, "a?mode=440").unwrap(), [Some(0o440)], "{key}");
+        }
+        for (value, problem) in [
+            ("a,b?optional,c", "the only option of an SVID's file is its mode, such as tls.key?mode=0400"),
+            ("a,b?mode=0600,c", "write or execute bits"),
+            ("a,?mode=0400,c", ""),
+        ] {
+            let error = modes(x509, value).unwrap_err().to_string();
+            assert!(error.contains(problem) && error.contains(x509), "{error}");
+        }
+    }
+
+    #[test]
     fn identities_in_many_forms() {
         let paths = |attributes: &[(&str, &str)]| -> Vec<String> {
             parse(attributes).unwrap().files.iter().map(|file| file.path.to_string()).collect()
@@ -318,10 +349,12 @@ mod tests {
         let others = [
             ("svid.countersign.dev/pem", "pair.pem"),
             ("svid.countersign.dev/der", "a,b,c"),
+            ("svid.countersign.dev/p12", "tls.p12"),
+            ("svid.countersign.dev/p12-truststore", "ca.p12"),
             ("svid.countersign.dev/jks-truststore", "ca.jks"),
             ("bundle.countersign.dev/partner.pem", "partner.example"),
         ];
-        assert_eq!(paths(&others), ["a", "b", "c", "ca.jks", "pair.pem", "partner.pem"]);
+        assert_eq!(paths(&others), ["a", "b", "c", "ca.jks", "ca.p12", "pair.pem", "partner.pem", "tls.p12"]);
         for (value, problem) in [
             ("Partner", "not a trust domain's name; write one of a-z 0-9 . _ -, such as partner.example"),
             ("a/b", "not a trust domain's name; write one of a-z 0-9 . _ -, such as partner.example"),

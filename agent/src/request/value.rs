@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{FilePath, OnRevoked, Problem};
+use super::{FilePath, OnRevoked, Problem, mode};
 use crate::spiffe::TrustDomain;
 
 pub(super) fn audience(value: &str) -> Result<String, Problem> {
@@ -46,13 +46,24 @@ pub(super) fn trust_domain(value: &str) -> Result<(TrustDomain, bool), Problem> 
 /// What spiffe-helper's examples call the files, for programs that are configured for it.
 const SPIFFE_HELPER: (&str, &str) = ("spiffe-helper", "svid.pem,svid_key.pem,svid_bundle.pem");
 
-pub(super) fn x509_names(value: &str) -> Result<[FilePath; 3], Problem> {
+/// The name of a file with an SVID or a part of one, and the mode that is wished for.
+pub(super) fn svid_file(value: &str) -> Result<(FilePath, Option<u32>), Problem> {
+    let value = value.trim_ascii();
+    let Some((name, option)) = value.split_once('?') else {
+        return Ok((FilePath::parse(value)?, None));
+    };
+    let Some(bits) = option.strip_prefix("mode=") else {
+        return Err(Problem::new("the only option of an SVID's file is its mode, such as tls.key?mode=0400"));
+    };
+    Ok((FilePath::parse(name)?, Some(mode::parse(bits)?)))
+}
+
+/// Three files, each with the mode that is wished for.
+pub(super) fn x509_names(value: &str) -> Result<[(FilePath, Option<u32>); 3], Problem> {
     let value = if value.trim_ascii() == SPIFFE_HELPER.0 { SPIFFE_HELPER.1 } else { value };
     let names: Vec<&str> = value.split(',').map(str::trim_ascii).collect();
     match names.as_slice() {
-        &[chain, key, bundle] => {
-            Ok([FilePath::parse(chain)?, FilePath::parse(key)?, FilePath::parse(bundle)?])
-        }
+        &[chain, key, bundle] => Ok([svid_file(chain)?, svid_file(key)?, svid_file(bundle)?]),
         others => Err(Problem::new(format!(
             "names {} files, but three are needed: chain, key and bundle, such as tls.crt,tls.key,ca.crt",
             if value.trim_ascii().is_empty() { 0 } else { others.len() }

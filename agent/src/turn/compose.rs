@@ -110,12 +110,14 @@ fn ended(spec: &FileSpec, inputs: &Inputs, wall: SystemTime) -> Option<Error> {
         | Content::X509Key
         | Content::X509Pair
         | Content::X509ChainDer
-        | Content::X509KeyDer => inputs.identity.x509.not_after,
+        | Content::X509KeyDer
+        | Content::X509Pkcs12 => inputs.identity.x509.not_after,
         Content::Jwt { audience } => inputs.jwts.get(audience)?.expires,
         // A bundle vouches for others, who have not ended.
         Content::X509Bundle
         | Content::X509BundleDer
         | Content::X509BundleJks
+        | Content::X509BundlePkcs12
         | Content::Bundle { .. }
         | Content::BundleFiles
         | Content::Secret(_)

@@ -112,9 +112,29 @@ webhook
 {{- end }}
 {{- end }}
 
+{{- /* "true" where identities come from SPIRE. */}}
+{{- define "countersign.spire" -}}
+{{- if hasKey .Values.spire "enabled" -}}
+{{ fail "spire.enabled is not a value of this chart any more: set identity.source to spire or to embedded" }}
+{{- end -}}
+{{- if eq .Values.identity.source "spire" -}}
+true
+{{- end }}
+{{- end }}
+
+{{- /* "true" where SPIRE's Delegated Identity API may be used. */}}
+{{- define "countersign.delegated" -}}
+{{- if and (include "countersign.spire" .) (ne .Values.spire.api "broker") -}}
+{{- if not .Values.spire.adminSocket }}
+{{- fail (printf "spire.adminSocket: spire.api %s needs the admin socket of the SPIRE agent (admin_socket_path)" .Values.spire.api) }}
+{{- end -}}
+true
+{{- end }}
+{{- end }}
+
 {{- /* "true" when the issuer runs: for identities, or for the webhook. */}}
 {{- define "countersign.issuer" -}}
-{{- if or (not .Values.spire.enabled) (eq (include "countersign.injection" .) "webhook") -}}
+{{- if or (not (include "countersign.spire" .)) (eq (include "countersign.injection" .) "webhook") -}}
 true
 {{- end }}
 {{- end }}

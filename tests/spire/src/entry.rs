@@ -19,6 +19,11 @@ impl Entry {
         entry
     }
 
+    /// The page's for Countersign's agent.
+    pub fn ours() -> Self {
+        Self::new("countersign/agent", &["k8s:ns:countersign-system", "k8s:sa:countersign-agent"])
+    }
+
     /// One for a service account.
     pub fn account(namespace: &str, account: &str) -> Self {
         Self::new(
@@ -43,6 +48,12 @@ impl Entry {
     #[must_use]
     pub fn named(self, name: &str) -> Self {
         self.with("-dns", name)
+    }
+
+    /// What a volume calls it, where the pod has several.
+    #[must_use]
+    pub fn hinted(self, hint: &str) -> Self {
+        self.with("-hint", hint)
     }
 
     fn with(mut self, flag: &str, value: &str) -> Self {

@@ -3,10 +3,13 @@
 
 #![expect(clippy::indexing_slicing, reason = "what is missing fails the test")]
 
+pub mod bench;
 pub mod entry;
 pub mod files;
 pub mod nginx;
 pub mod page;
+pub mod postgres;
+pub mod program;
 pub mod spire;
 pub mod vault;
 pub mod world;

@@ -25,7 +25,14 @@ pub enum Broker {
 pub fn agent(broker: Broker, agent: &str, experimental: &str, plugins: &str, k8s: &str) -> Result<String> {
     let page = Page::read("spire.md")?;
     let [block] = page.under("The SPIRE agent", "hcl")?.try_into().ok().context("one block of HCL")?;
-    let mut text = block.text.clone();
+    // The admin socket is there always; who uses it is the chart's choice.
+    let [delegated] = page
+        .under("Older SPIREs: the Delegated Identity API", "hcl")?
+        .try_into()
+        .ok()
+        .context("one block of HCL")?;
+    let delegated = inside(&delegated.text).context("an agent's block of HCL")?;
+    let mut text = block.text.replacen("agent {\n", &format!("agent {{\n{delegated}"), 1);
     match broker {
         Broker::Ours => {}
         Broker::Anothers => text = text.replace(US, "spiffe://example.org/somebody/else"),
@@ -53,6 +60,12 @@ pub fn rights(namespace: &str) -> Result<String> {
     let place = format!("namespace: {NAMESPACE}");
     ensure!(text.contains(&place), "docs/spire.md: no {place:?} among the rights");
     Ok(text.replace(&place, &format!("namespace: {namespace}")))
+}
+
+/// What is between the first and the last brace.
+fn inside(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("{\n")?;
+    Some(rest.rsplit_once('}')?.0)
 }
 
 /// The text without its `n`th block that begins so.
@@ -88,9 +101,15 @@ mod tests {
     #[test]
     fn the_page_has_what_is_run() {
         let ours = agent(Broker::Ours, "A = 1", "E = 1", "P {}", "K = 1").unwrap();
-        for part in
-            ["agent {\nA = 1\n", "experimental {\nE = 1\n", "plugins {\nP {}\n", "plugin_data {\nK = 1\n", US]
-        {
+        for part in [
+            "agent {\nA = 1\n",
+            "admin_socket_path",
+            "authorized_delegates",
+            "experimental {\nE = 1\n",
+            "plugins {\nP {}\n",
+            "plugin_data {\nK = 1\n",
+            US,
+        ] {
             assert!(ours.contains(part), "{part:?} is not in {ours}");
         }
         assert!(

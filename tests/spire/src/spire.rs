@@ -24,6 +24,8 @@ pub const US: &str = "spiffe://example.org/countersign/agent";
 pub const WORKLOAD_SOCKET: &str = "/run/spire/api/api.sock";
 /// The page's sockets.
 pub const BROKER_SOCKET: &str = "/run/spire/broker/broker.sock";
+/// The page's sockets.
+pub const ADMIN_SOCKET: &str = "/run/spire/admin/admin.sock";
 /// The node's name in entries; whatever SPIRE agent is attested on it has it as an alias.
 const NODE: &str = "spiffe://example.org/node/node-1";
 /// Where the server listens.
@@ -184,6 +186,12 @@ plugins {{
         field(&said, "Entry ID").with_context(|| said.clone())
     }
 
+    /// The entry that gives this SPIFFE ID.
+    pub fn entry(&self, id: &str) -> Result<String> {
+        let said = self.server(&["entry", "show", "-spiffeID", id])?;
+        field(&said, "Entry ID").with_context(|| said.clone())
+    }
+
     /// Takes an entry away.
     pub fn delete(&self, id: &str) -> Result<()> {
         self.server(&["entry", "delete", "-entryID", id]).map(drop)
@@ -257,13 +265,24 @@ plugins {{
         self.agent.lock().await.take().context("the SPIRE agent does not run")?.kill()
     }
 
+    /// The agent's process.
+    pub async fn agent_pid(&self) -> Result<u32> {
+        Ok(self.agent.lock().await.as_ref().context("the SPIRE agent does not run")?.pid())
+    }
+
+    /// The agent's program, which is a client too.
+    pub fn client(&self) -> &Path {
+        &self.programs.agent
+    }
+
     async fn run_agent(&self, broker: Broker, token: Option<&str>) -> Result<()> {
         fs::create_dir_all("/run/spire/api")?;
         // SPIRE gives its socket to one group, and the directory says which: the page's second way.
-        let directory = Path::new("/run/spire/broker");
-        fs::create_dir_all(directory)?;
-        rustix::fs::chown(directory, None, Some(rustix::fs::Gid::from_raw(AGENT_UID)))?;
-        fs::set_permissions(directory, fs::Permissions::from_mode(0o2750))?;
+        for directory in ["/run/spire/broker", "/run/spire/admin"].map(Path::new) {
+            fs::create_dir_all(directory)?;
+            rustix::fs::chown(directory, None, Some(rustix::fs::Gid::from_raw(AGENT_UID)))?;
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o2750))?;
+        }
         fs::write(self.path("agent.hcl"), self.agent_config(broker)?)?;
         let [kubeconfig, _] = self.credentials();
         let mut command = Command::new(&self.programs.agent);
@@ -293,7 +312,8 @@ plugins {{
         );
         let plugins = format!(
             r#"  NodeAttestor "join_token" {{ plugin_data {{}} }}
-  KeyManager "disk" {{ plugin_data {{ directory = "{root}/agent-keys" }} }}"#
+  KeyManager "disk" {{ plugin_data {{ directory = "{root}/agent-keys" }} }}
+  WorkloadAttestor "unix" {{ plugin_data {{}} }}"#
         );
         // As a pod on the node's network has it; outside of one the names are ours to give.
         let k8s = format!(

@@ -23,6 +23,7 @@ use kube::Client;
 use kube::api::ListParams;
 use libtest_mimic::Arguments;
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 use crate::entry::Entry;
 use crate::files::{Files, Follower};
@@ -95,11 +96,10 @@ impl World {
         set(&mut values, "trustDomain", json!(TRUST_DOMAIN));
         let own = [json!({"id": format!("spiffe://{TRUST_DOMAIN}/ns/*/sa/*"), "paths": ["{ns}.db"]})];
         set(values.get_mut("sops").context("sops")?, "allow", json!(own));
-        set(
-            &mut values,
-            "spire",
-            json!({"enabled": true, "workloadSocket": WORKLOAD_SOCKET, "brokerSocket": BROKER_SOCKET}),
-        );
+        set(&mut values, "identity", json!({"source": "spire"}));
+        let sockets = json!({"workloadSocket": WORKLOAD_SOCKET, "brokerSocket": BROKER_SOCKET});
+        set(&mut values, "spire", sockets);
+        set(&mut values, "onChange", json!({"enabled": true}));
         let vault = Vault::start(&spire.web).await?;
         for (key, value) in vault.values()? {
             set(&mut values, key, value);
@@ -130,8 +130,7 @@ impl World {
         let admin = std::fs::read_to_string(self.cluster.kubeconfig())?;
         std::fs::write(kubeconfig, admin.replace("admin-token", issued.trim()))?;
         self.spire.attest(Broker::Ours).await?;
-        let us = ["k8s:ns:countersign-system", "k8s:sa:countersign-agent"];
-        self.spire.create(&Entry::new("countersign/agent", &us).living(24 * 3600))?;
+        self.spire.create(&Entry::ours().living(24 * 3600))?;
         self.apply(&format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {SYSTEM}, labels: {{pod-security.kubernetes.io/enforce: privileged}}}}\n"
         ))?;
@@ -240,10 +239,38 @@ pub fn main(cases: Vec<Case>, secrets: &[(&str, Value)]) -> Result<ExitCode> {
     if let Some(code) = cases::listed(&arguments, &cases) {
         return Ok(code);
     }
+    let (runtime, world) = match begin(secrets)? {
+        Ok(begun) => begun,
+        Err(code) => return Ok(code),
+    };
+    let conclusion = cases::run(arguments, cases, &world, true);
+    if conclusion.has_failed() {
+        cases::tell(&runtime.block_on(world.report()));
+    }
+    Ok(conclusion.exit_code())
+}
+
+/// Runs something on such a node. To be called first in `main`.
+pub fn run(secrets: &[(&str, Value)], body: impl AsyncFnOnce(Arc<World>) -> Result<()>) -> Result<ExitCode> {
+    let (runtime, world) = match begin(secrets)? {
+        Ok(begun) => begun,
+        Err(code) => return Ok(code),
+    };
+    if let Err(error) = runtime.block_on(body(Arc::clone(&world))) {
+        cases::tell(&runtime.block_on(world.report()));
+        return Err(error);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A node; or, outside of its namespaces, what became of the run inside them.
+fn begin(secrets: &[(&str, Value)]) -> Result<Result<(Runtime, Arc<World>), ExitCode>> {
     crate::spire::build()?;
-    tool("vault")?;
+    for name in ["vault", "reader"] {
+        tool(name)?;
+    }
     let place = match enter()? {
-        Entered::Ended(code) => return Ok(code),
+        Entered::Ended(code) => return Ok(Err(code)),
         Entered::Inside(place) => place,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -252,10 +279,5 @@ pub fn main(cases: Vec<Case>, secrets: &[(&str, Value)]) -> Result<ExitCode> {
         let cluster = Cluster::start(&place, options).await?;
         World::new(cluster, &place.directory, secrets).await
     })?;
-    let world = Arc::new(world);
-    let conclusion = cases::run(arguments, cases, &world, true);
-    if conclusion.has_failed() {
-        cases::tell(&runtime.block_on(world.report()));
-    }
-    Ok(conclusion.exit_code())
+    Ok(Ok((runtime, Arc::new(world))))
 }

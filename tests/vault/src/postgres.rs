@@ -145,7 +145,7 @@ pub fn is_installed() -> bool {
 }
 
 /// Debian keeps each version's programs in a directory of its own.
-fn binaries() -> Result<PathBuf> {
+pub fn binaries() -> Result<PathBuf> {
     let root = Path::new("/usr/lib/postgresql");
     let versions = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
     let newest = versions.filter(|bin| bin.join("initdb").exists()).max();

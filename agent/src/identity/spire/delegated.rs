@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use countersign_proto::delegated::delegated_identity_client::DelegatedIdentityClient;
 use countersign_proto::delegated::{
-    FetchJwtsviDsRequest, Selector, Spiffeid, SubscribeToJwtBundlesRequest, SubscribeToX509BundlesRequest,
-    SubscribeToX509sviDsRequest, SubscribeToX509sviDsResponse,
+    FetchJwtsviDsRequest, Selector, Spiffeid, SubscribeToJwtBundlesRequest, SubscribeToJwtBundlesResponse,
+    SubscribeToX509BundlesRequest, SubscribeToX509BundlesResponse, SubscribeToX509sviDsRequest,
+    SubscribeToX509sviDsResponse,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
@@ -22,7 +23,7 @@ use tracing::warn;
 
 use super::JWT_LIMIT;
 use super::answer::{Trouble, innermost, of_pod, unavailable};
-use super::backoff::Backoff;
+use super::following::follow;
 use super::keys::Keys;
 use super::material::{Offer, Update};
 use super::socket::{self, Socket};
@@ -31,8 +32,6 @@ use crate::kubernetes::pods::{Pod, Pods};
 use crate::secret::Secret;
 use crate::spiffe::TrustDomain;
 
-/// First and longest pause before the bundles are asked for again.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// How long the first bundles are waited for.
 const FIRST_BUNDLES: Duration = Duration::from_secs(5);
 
@@ -77,9 +76,17 @@ impl Delegated {
     }
 
     async fn follow_roots(&self) {
-        let mut backoff = Backoff::new(PAUSE);
-        loop {
-            let Err(trouble) = self.follow_roots_once(&mut backoff).await;
+        let open = || {
+            let mut client = self.client.clone();
+            async move { client.subscribe_to_x509_bundles(SubscribeToX509BundlesRequest {}).await }
+        };
+        let take = |message: SubscribeToX509BundlesResponse| {
+            let bundles = message.ca_certificates.into_iter().map(|(name, ders)| (domain_id(&name), ders));
+            let bundles = Some(Arc::new(bundles.collect()));
+            self.state.send_replace(State { bundles, trouble: None });
+            true
+        };
+        let note = |trouble: String| {
             self.state.send_if_modified(|state| {
                 if state.trouble.as_ref() == Some(&trouble) {
                     return false;
@@ -88,42 +95,22 @@ impl Delegated {
                 state.trouble = Some(trouble);
                 true
             });
-            tokio::time::sleep(backoff.next()).await;
-        }
-    }
-
-    async fn follow_roots_once(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, String> {
-        let answer = self.client.clone().subscribe_to_x509_bundles(SubscribeToX509BundlesRequest {}).await;
-        let mut stream = answer.map_err(|status| meaning_of_bundles(&status))?.into_inner();
-        loop {
-            let message = stream.message().await.map_err(|status| meaning_of_bundles(&status))?;
-            let message = message.ok_or_else(|| format!("{}: SPIRE ended the stream", self.socket))?;
-            backoff.reset();
-            let bundles = message.ca_certificates.into_iter().map(|(name, ders)| (domain_id(&name), ders));
-            let bundles = Some(Arc::new(bundles.collect()));
-            self.state.send_replace(State { bundles, trouble: None });
-        }
+        };
+        follow(&self.socket, open, meaning_of_bundles, take, note).await;
     }
 
     async fn follow_keys(&self) {
-        let mut backoff = Backoff::new(PAUSE);
-        loop {
-            let Err(trouble) = self.follow_keys_once(&mut backoff).await;
-            self.keys.trouble(&trouble);
-            tokio::time::sleep(backoff.next()).await;
-        }
-    }
-
-    async fn follow_keys_once(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, String> {
-        let answer = self.client.clone().subscribe_to_jwt_bundles(SubscribeToJwtBundlesRequest {}).await;
-        let mut stream = answer.map_err(|status| meaning_of_bundles(&status))?.into_inner();
-        loop {
-            let message = stream.message().await.map_err(|status| meaning_of_bundles(&status))?;
-            let message = message.ok_or_else(|| format!("{}: SPIRE ended the stream", self.socket))?;
-            backoff.reset();
+        let open = || {
+            let mut client = self.client.clone();
+            async move { client.subscribe_to_jwt_bundles(SubscribeToJwtBundlesRequest {}).await }
+        };
+        let take = |message: SubscribeToJwtBundlesResponse| {
             let bundles = message.bundles.into_iter().map(|(name, keys)| (domain_id(&name), keys));
             self.keys.learn(&bundles.collect());
-        }
+            true
+        };
+        let trouble = |trouble: String| self.keys.trouble(&trouble);
+        follow(&self.socket, open, meaning_of_bundles, take, trouble).await;
     }
 
     /// The keys that sign JWT-SVIDs of our trust domain.

@@ -2,10 +2,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use countersign_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
-use countersign_proto::workload::{JwtBundlesRequest, X509svidRequest};
+use countersign_proto::workload::{JwtBundlesRequest, JwtBundlesResponse, X509svidRequest, X509svidResponse};
 use rustls::ClientConfig;
 use tokio::sync::watch;
 use tonic::metadata::AsciiMetadataValue;
@@ -14,7 +13,7 @@ use tonic::{Code, Request, Status};
 use tracing::{info, warn};
 
 use super::answer::innermost;
-use super::backoff::Backoff;
+use super::following::follow;
 use super::keys::Keys;
 use super::material::{Update, same};
 use super::socket::{self, Socket};
@@ -22,9 +21,6 @@ use super::tls::client_config;
 use crate::clock::Clock;
 use crate::identity::X509Svid;
 use crate::spiffe::TrustDomain;
-
-/// First and longest pause before the Workload API is asked again.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 #[derive(Debug, Default)]
 struct State {
@@ -56,23 +52,16 @@ impl Own {
     }
 
     async fn follow_keys(&self) {
-        let mut backoff = Backoff::new(PAUSE);
-        loop {
-            let Err(trouble) = self.follow_keys_once(&mut backoff).await;
-            self.keys.trouble(&trouble);
-            tokio::time::sleep(backoff.next()).await;
-        }
-    }
-
-    async fn follow_keys_once(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, String> {
-        let answer = self.client.clone().fetch_jwt_bundles(request(JwtBundlesRequest {})).await;
-        let mut stream = answer.map_err(|status| self.meaning(&status))?.into_inner();
-        loop {
-            let message = stream.message().await.map_err(|status| self.meaning(&status))?;
-            let message = message.ok_or_else(|| format!("{}: SPIRE ended the stream", self.socket))?;
-            backoff.reset();
+        let open = || {
+            let mut client = self.client.clone();
+            async move { client.fetch_jwt_bundles(request(JwtBundlesRequest {})).await }
+        };
+        let take = |message: JwtBundlesResponse| {
             self.keys.learn(&message.bundles);
-        }
+            true
+        };
+        let trouble = |trouble: String| self.keys.trouble(&trouble);
+        follow(&self.socket, open, |status| self.meaning(status), take, trouble).await;
     }
 
     /// The keys that sign JWT-SVIDs of our trust domain.
@@ -81,29 +70,25 @@ impl Own {
     }
 
     async fn follow_svid(&self) {
-        let mut backoff = Backoff::new(PAUSE);
-        loop {
-            let Err(trouble) = self.follow_once(&mut backoff).await;
-            self.note(trouble);
-            tokio::time::sleep(backoff.next()).await;
-        }
+        let open = || {
+            let mut client = self.client.clone();
+            async move { client.fetch_x509svid(request(X509svidRequest {})).await }
+        };
+        let meaning = |status: &Status| self.meaning(status);
+        follow(&self.socket, open, meaning, |message| self.take(message), |trouble| self.note(trouble)).await;
     }
 
-    async fn follow_once(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, String> {
-        let answer = self.client.clone().fetch_x509svid(request(X509svidRequest {})).await;
-        let mut stream = answer.map_err(|status| self.meaning(&status))?.into_inner();
-        loop {
-            let message = stream.message().await.map_err(|status| self.meaning(&status))?;
-            let message = message.ok_or_else(|| format!("{}: SPIRE ended the stream", self.socket))?;
-            match Update::from(message).read(&self.domain, None, self.clock.wall()) {
-                Ok(Some(svid)) => {
-                    backoff.reset();
-                    self.hold(svid);
-                }
-                Ok(None) => self.note(self.no_entry("it sends no SVID")),
-                Err(unusable) => self.note(format!("{}: {unusable}", self.socket)),
+    /// Takes in what is said of ourselves; false if it gives us no SVID.
+    fn take(&self, message: X509svidResponse) -> bool {
+        match Update::from(message).read(&self.domain, None, self.clock.wall()) {
+            Ok(Some(svid)) => {
+                self.hold(svid);
+                return true;
             }
+            Ok(None) => self.note(self.no_entry("it sends no SVID")),
+            Err(unusable) => self.note(format!("{}: {unusable}", self.socket)),
         }
+        false
     }
 
     fn meaning(&self, status: &Status) -> String {

@@ -370,6 +370,51 @@ async fn a_restarted_agent_changes_nothing_that_it_does_not_say_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn two_hundred_and_fifty_pods_come_back_once_each_and_not_all_at_once() {
+    const PODS: usize = 250;
+    let mut scene = Scene::new();
+    let agent = scene.authority.svid(AGENT, scene.now(), 24 * HOUR);
+    let mut streams = Vec::new();
+    for n in 0..PODS {
+        let uid = format!("uid-{n}");
+        scene.says(&uid, &[&scene.signed(&format!("app-{}", n % 5))]);
+        streams.push(scene.spire.subscribe(&pod(&uid)));
+    }
+    for _ in 0..PODS {
+        assert!(scene.pushed().await.svid.is_some());
+    }
+    assert_eq!((scene.open(), scene.subscribed()), (PODS, PODS));
+    let mut held = Vec::new();
+    for n in 0..PODS {
+        held.push(scene.svid(&pod(&format!("uid-{n}"))).await.unwrap());
+    }
+    scene.fake.stop().await;
+    // Long enough that every pause has grown to its longest.
+    sleep(Duration::from_secs(120)).await;
+    let before = scene.spire.office.clock.now();
+    scene.fake.serve(&agent);
+    let mut when = Vec::new();
+    while scene.subscribed() < 2 * PODS {
+        let seen = scene.subscribed();
+        sleep(Duration::from_millis(100)).await;
+        when.push((scene.subscribed() - seen, scene.spire.office.clock.now() - before));
+    }
+    scene.until("all streams are open", |scene| scene.open() == PODS).await;
+    // Nobody asked twice, and no tenth of a second saw a fifth of them.
+    assert_eq!(scene.subscribed(), 2 * PODS);
+    let most = when.iter().map(|(asked, _)| *asked).max().unwrap();
+    assert!(most < PODS / 5, "{most} at once: {when:?}");
+    // What came again is what there was: nobody is woken.
+    assert!(timeout(Duration::from_secs(60), scene.spire.changed()).await.is_err());
+    for (n, held) in held.iter().enumerate() {
+        let now = scene.svid(&pod(&format!("uid-{n}"))).await.unwrap();
+        assert!(Arc::ptr_eq(held, &now), "pod {n} was given another");
+    }
+    drop(streams);
+    scene.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn rights_are_looked_at_again_and_their_loss_is_a_withdrawal() {
     let scene = Scene::new();
     scene.says("u1", &[&scene.signed("a")]);

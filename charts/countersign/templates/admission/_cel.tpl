@@ -17,7 +17,7 @@ variables.path.matches('^(/[^/:\\x00-\\x1f\\x7f]+)+$') && !variables.path.matche
 {{- /* Keys that the agent knows; charts/test compares them with its own list. `files` take a file's name after the slash. */}}
 {{- define "countersign.keys" -}}
 files: [secret, template, jwt, bundle]
-svid: [x509, pem, der, jks-truststore, folder, hint]
+svid: [x509, pem, der, p12, p12-truststore, jks-truststore, folder, hint]
 plain: [inject, path, containers, refresh, on-revoked, stale-ok, on-change]
 {{- end }}
 

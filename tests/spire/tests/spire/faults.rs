@@ -1,7 +1,7 @@
 //! What goes wrong with SPIRE, and what pods see of it: nothing, or a sentence that says what to do.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, ensure};
 use countersign_cluster::pods::{LIMIT, Space, until};
@@ -17,12 +17,14 @@ use serde_json::json;
 use tokio::net::UnixStream;
 
 use crate::life::{INJECT, SOON, X509, id};
+use crate::sources::said;
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("an_agent_that_dies_changes_no_file", Kind::Alone, agent_restart),
         case("an_agent_attested_anew_takes_nobodys_files", Kind::Alone, attested_anew),
         case("a_server_away_for_longer_than_an_svid_lives", Kind::Alone, server_away),
+        case("our_own_svid_that_has_ended_is_said_and_changes_no_file", Kind::Alone, own_ended),
         case("whoever_else_listens_on_the_socket_is_refused", Kind::Alone, impostor),
         case("what_spires_agent_lacks_is_said", Kind::Alone, misconfigured),
         case("a_namespace_without_rights_is_told_which", Kind::Harmless, no_rights),
@@ -50,7 +52,7 @@ fn all(pods: &[Pod]) -> Result<Vec<Files>> {
 
 async fn agent_restart(world: Arc<World>) -> Result<()> {
     let space = world.space("agent-dies").await?;
-    let pods = many(&world, &space, 20).await?;
+    let pods = many(&world, &space, 100).await?;
     let mut followers = pods.iter().map(follow).collect::<Result<Vec<_>>>()?;
     let before = all(&pods)?;
     world.spire.kill_agent().await?;
@@ -137,6 +139,45 @@ async fn server_away(world: Arc<World>) -> Result<()> {
     space.remove().await
 }
 
+async fn own_ended(world: Arc<World>) -> Result<()> {
+    const LIFE: u32 = 20;
+    let space = world.space("own").await?;
+    world.spire.create(&Entry::account("own", "default"))?;
+    let pod = space.start("before", &[X509]).await?;
+    let before = files(&pod)?;
+    let agent = world.spire.entry(US)?;
+    world.spire.delete(&agent)?;
+    let outcome = async {
+        let given = "SPIRE has given this agent its own SVID";
+        let times = said(&world).await?.matches(given).count();
+        let short = world.spire.create(&Entry::ours().living(LIFE))?;
+        let again = async || Ok((said(&world).await?.matches(given).count() > times).then_some(()));
+        until(SOON, "given a short SVID", again).await?;
+        world.spire.delete(&short)?;
+        // What was given before the entry was gone lives on for that long.
+        let refused = "can't be renewed";
+        let refused = async || {
+            let log = said(&world).await?;
+            Ok(log.rsplit(given).next().is_some_and(|after| after.contains(refused)).then_some(()))
+        };
+        until(SOON, "refused another", refused).await?;
+        let end = now() + Duration::from_secs(LIFE.into());
+        until(SOON, "past its end", async || Ok((now() > end).then_some(()))).await?;
+        // An open connection would serve on: whoever it was made as.
+        world.spire.kill_agent().await?;
+        world.spire.start_agent().await?;
+        space.create(&space.manifest("late", &[INJECT, X509])).await?;
+        space.event("late", &["FailedMount", "own SVID has ended", "registration entry"]).await?;
+        ensure!(files(&pod)? == before, "a file has changed");
+        Ok::<_, anyhow::Error>(())
+    };
+    let outcome = outcome.await;
+    world.spire.create(&Entry::ours().living(24 * 3600))?;
+    outcome?;
+    ensure!(files(&space.running("late").await?)?.identity()? == id("own"));
+    space.remove().await
+}
+
 async fn impostor(world: Arc<World>) -> Result<()> {
     let space = world.space("impostor").await?;
     world.spire.create(&Entry::account("impostor", "default"))?;
@@ -218,6 +259,6 @@ async fn no_rights(world: Arc<World>) -> Result<()> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "certificates end by the time of day")]
-fn now() -> SystemTime {
+pub(crate) fn now() -> SystemTime {
     SystemTime::now()
 }

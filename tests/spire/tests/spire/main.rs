@@ -4,7 +4,9 @@
 
 mod faults;
 mod life;
+mod readers;
 mod rotation;
+mod sources;
 mod stores;
 
 use std::process::ExitCode;
@@ -20,6 +22,8 @@ fn main() -> Result<ExitCode> {
     ];
     let mut cases = life::cases();
     cases.extend(rotation::cases());
+    cases.extend(readers::cases());
+    cases.extend(sources::cases());
     cases.extend(stores::cases());
     cases.extend(faults::cases());
     countersign_spire_tests::world::main(cases, &secrets)

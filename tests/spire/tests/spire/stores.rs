@@ -69,7 +69,7 @@ async fn vault(world: Arc<World>) -> Result<()> {
 
 async fn moved(world: Arc<World>) -> Result<()> {
     let mut embedded = world.values.clone();
-    embedded["spire"] = json!({"enabled": false});
+    embedded["identity"] = json!({"source": "embedded"});
     embedded["issuer"] = json!({"replicas": 1});
     world.helm.install(&embedded).await.context("the embedded issuer")?;
     let outcome = async {

@@ -1,0 +1,98 @@
+//! Programs that take their TLS identity from files, and what they do when SPIRE renews it.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use countersign_cluster::pods::until;
+use countersign_spire_tests::entry::Entry;
+use countersign_spire_tests::postgres::Postgres;
+use countersign_spire_tests::program::{Program, read_pkcs12};
+use countersign_spire_tests::world::{Case, Kind, World, case, files, follow, volume};
+use serde_json::json;
+
+use crate::life::{INJECT, SOON, X509, id};
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("a_go_program_and_openssl_follow_each_renewal", Kind::Harmless, go_program),
+        case("postgresql_serves_each_renewed_certificate", Kind::Harmless, postgres),
+        case("a_program_is_told_of_a_renewal", Kind::Harmless, told),
+    ]
+}
+
+async fn go_program(world: Arc<World>) -> Result<()> {
+    let space = world.space("golang").await?;
+    world.spire.create(&Entry::account("golang", "default").living(40))?;
+    let stores =
+        [X509, ("svid.countersign.dev/p12", "tls.p12"), ("svid.countersign.dev/p12-truststore", "ca.p12")];
+    let pod = space.start("web", &stores).await?;
+    let (place, mut follower) = (volume(&pod)?, follow(&pod)?);
+    let mut last = files(&pod)?;
+    let program = Program::start(&world.directory, &place).await?;
+    for renewals in 0..3 {
+        if renewals > 0 {
+            let renewed = |files: &_| leaf(files) != leaf(&last);
+            last = follower.becomes(SOON, "renewed", renewed).await?;
+        }
+        let (client, server) = program.greets()?;
+        ensure!(client == id("golang"), "the client was taken for {client}");
+        ensure!(server == leaf(&last), "another certificate than the file's");
+        let read = read_pkcs12(&place.join("..data/tls.p12"), &place.join("..data/ca.p12"))?;
+        let expected =
+            format!("{} {} [{}]", last.blocks("tls.crt").len(), last.blocks("ca.crt").len(), id("golang"));
+        ensure!(read == expected, "{read}, not {expected}");
+    }
+    program.end()?;
+    space.remove().await
+}
+
+fn leaf(files: &countersign_spire_tests::files::Files) -> Vec<u8> {
+    files.blocks("tls.crt").into_iter().next().unwrap_or_default()
+}
+
+async fn postgres(world: Arc<World>) -> Result<()> {
+    let space = world.space("postgres").await?;
+    world.spire.create(&Entry::account("postgres", "default").living(40))?;
+    let pod = space.start("db", &[("svid.countersign.dev/x509", "tls.crt,tls.key?mode=0400,ca.crt")]).await?;
+    let mut follower = follow(&pod)?;
+    let before = files(&pod)?;
+    let postgres = Postgres::start(&volume(&pod)?).await?;
+    let who = "SELECT issuer_dn IS NOT NULL FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    ensure!(postgres.sql(who)? == "t", "the client showed no certificate");
+    ensure!(postgres.serves()? == leaf(&before), "another certificate than the file's");
+    let after = follower.becomes(SOON, "renewed", |files| leaf(files) != leaf(&before)).await?;
+    ensure!(postgres.sql("SELECT pg_reload_conf()")? == "t");
+    let new = async || Ok((postgres.serves()? == leaf(&after)).then_some(()));
+    until(SOON, "serving the new certificate", new).await?;
+    ensure!(postgres.sql(who)? == "t", "the client showed no certificate");
+    let said = postgres.said()?;
+    ensure!(!said.contains("could not load") && !said.contains("private key file"), "{said}");
+    space.remove().await
+}
+
+/// Answers each request, and prints what was asked.
+const LISTENER: &str = r"while :; do
+  printf 'HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n' | nc -l -p 8080 >/tmp/asked
+  cat /tmp/asked; echo
+done";
+
+async fn told(world: Arc<World>) -> Result<()> {
+    let space = world.space("told").await?;
+    world.spire.create(&Entry::account("told", "default").living(20))?;
+    let mut manifest =
+        space.manifest("api", &[INJECT, X509, ("countersign.dev/on-change", "post:8080/-/reload")]);
+    manifest["spec"]["containers"][0]["command"] = json!(["sh", "-c", LISTENER]);
+    let pod = space.start_from(&manifest).await?;
+    let before = files(&pod)?;
+    follow(&pod)?.becomes(SOON, "renewed", |files| leaf(files) != leaf(&before)).await?;
+    let told = async || {
+        let log = space.log("api", "main").await?;
+        let called = log.contains("POST /-/reload") && log.contains(r#""changed":["tls.crt","tls.key"]"#);
+        Ok(called.then_some(log))
+    };
+    let log = until(SOON, "told", told).await?;
+    // Nothing of the key goes along.
+    let key = before.blocks("tls.key").pop().context("a key")?;
+    ensure!(!log.contains("PRIVATE") && !log.contains(&format!("{key:?}")), "{log}");
+    space.remove().await
+}

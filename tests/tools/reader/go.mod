@@ -1,0 +1,10 @@
+module countersign.dev/tests/tools/reader
+
+go 1.26.6
+
+tool countersign.dev/tests/tools/reader
+
+require (
+	golang.org/x/crypto v0.11.0 // indirect
+	software.sslmate.com/src/go-pkcs12 v0.7.4 // indirect
+)
