@@ -92,3 +92,31 @@ impl Adviser {
 fn within(namespace: &Namespace) -> String {
     namespace.header().map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{Reference, StoreNames};
+
+    #[test]
+    fn what_hearing_of_changes_takes() {
+        let advice = |more: &str, reference: &str| {
+            let config = format!("addresses: ['https://vault:8200']\ncaFile: /ca\n{more}");
+            let adviser = Adviser::new("vault", serde_saphyr::from_str(&config).unwrap()).unwrap();
+            let stores = StoreNames::from_iter(["vault"]);
+            let source = Reference::parse(reference, &stores).unwrap().source;
+            let id = "spiffe://t/ns/n/sa/a".parse().unwrap();
+            (adviser.listening(), adviser.advise(&id, &source).unwrap().hearing)
+        };
+        let secret = "vault:kv/data/app#x";
+        assert_eq!(advice("", secret), (None, None), "nobody listens unless it is asked for");
+        let (stream, path) = advice("events: true\n", secret);
+        assert_eq!(stream, Some(r#"path "sys/events/subscribe/kv*" { capabilities = ["read"] }"#));
+        let stanza =
+            r#"path "kv/data/app" { capabilities = ["list", "subscribe"] subscribe_event_types = ["kv*"] }"#;
+        assert_eq!(path.as_deref(), Some(stanza));
+        for other in ["vault:database/creds/app#username", "vault:pki/sign/web?common_name=a.b"] {
+            assert_eq!(advice("events: true\n", other).1, None, "{other} is no key-value secret");
+        }
+    }
+}
