@@ -236,13 +236,18 @@ impl Replicas {
             let (resolved_at, replicas) =
                 known.take().map_or((now, Vec::new()), |known| (known.resolved_at, known.replicas));
             // Calls under way go on over the connections they have.
-            let replicas =
-                replicas.into_iter().map(|Replica { address, .. }| Replica::new(address, &dialer)).collect();
+            let replicas = replicas
+                .into_iter()
+                .map(|Replica { address, .. }| Replica::new(address, &dialer, now))
+                .collect();
             *known = Some(Known { bundle, dialer, resolved_at, replicas });
         }
         let Some(known) = known.as_mut() else { return Ok(Vec::new()) };
         if stale || known.replicas.is_empty() {
             known.resolve(&self.address, self.clock.now()).await?;
+        }
+        for replica in &mut known.replicas {
+            replica.renewed(&known.dialer, now);
         }
         let mut candidates = known.replicas.clone();
         // A stable sort: among the good ones, the order that was drawn by lot.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::seq::SliceRandom as _;
 use tokio::time::Instant;
@@ -11,6 +12,10 @@ use tonic::transport::Channel;
 use super::address::{NoReplica, lookup};
 use crate::identity::channel::Dialer;
 use crate::identity::trust::Bundle;
+
+/// How long a connection is used, a fifth more or less. Where one address stands for several replicas, the load reaches those that
+/// were added only with new connections.
+const LIFE: Duration = Duration::from_secs(10 * 60);
 
 /// The replicas as they are known now.
 pub(super) struct Known {
@@ -24,6 +29,8 @@ pub(super) struct Known {
 pub(super) struct Replica {
     pub(super) address: SocketAddr,
     pub(super) channel: Channel,
+    /// When another connection is to take this one's place.
+    pub(super) until: Instant,
     pub(super) failed_at: Option<Instant>,
 }
 
@@ -46,7 +53,7 @@ impl Known {
         for address in found {
             match held.remove(&address) {
                 Some(replica) => kept.push(replica),
-                None => fresh.push(Replica::new(address, &self.dialer)),
+                None => fresh.push(Replica::new(address, &self.dialer, now)),
             }
         }
         if !fresh.is_empty() || !held.is_empty() {
@@ -68,7 +75,15 @@ impl Known {
 
 impl Replica {
     /// One that nobody has asked yet.
-    pub(super) fn new(address: SocketAddr, dialer: &Dialer) -> Self {
-        Self { address, channel: dialer.channel(address), failed_at: None }
+    pub(super) fn new(address: SocketAddr, dialer: &Dialer, now: Instant) -> Self {
+        let until = now + LIFE.mul_f64(rand::random_range(0.8..=1.2));
+        Self { address, channel: dialer.channel(address), until, failed_at: None }
+    }
+
+    /// The same with a connection of its own again, if this one's time is over. Calls under way go on over the one they have.
+    pub(super) fn renewed(&mut self, dialer: &Dialer, now: Instant) {
+        if self.until <= now {
+            *self = Self { failed_at: self.failed_at, ..Self::new(self.address, dialer, now) };
+        }
     }
 }

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rcgen::{CertificateParams, KeyPair};
 
 use super::*;
-use crate::issuer::tests::cluster::{Cluster, clock, write};
+use crate::issuer::tests::cluster::{Cluster, clock, pass, write};
 
 /// Two replicas that nobody connects to: what they answer is up to the test.
 fn two(cluster: &Cluster, root: &str) -> Replicas {
@@ -55,4 +55,23 @@ async fn a_bundle_whose_time_is_over_is_named() {
     );
     // One that has ended beside one that has not is what every rotation leaves for a while.
     answer(&(root(2001) + &root(2100))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_is_another_one_when_it_is_old() {
+    let cluster = Cluster::new();
+    let replicas = two(&cluster, &root(2100));
+    let made = async || {
+        let mut made: Vec<_> = replicas.candidates().await.unwrap();
+        made.sort_by_key(|replica| replica.address);
+        made.into_iter().map(|replica| replica.until).collect::<Vec<_>>()
+    };
+    let first = made().await;
+    assert_eq!(first.len(), 2);
+    pass(Duration::from_secs(7 * 60)).await;
+    assert_eq!(made().await, first);
+    pass(Duration::from_secs(6 * 60)).await;
+    let second = made().await;
+    assert!(first.iter().zip(&second).all(|(first, second)| second > first), "{first:?} {second:?}");
+    assert_eq!(made().await, second);
 }

@@ -22,13 +22,13 @@ fn main() -> Result<ExitCode> {
     let mut cases = ask::cases();
     cases.extend(wait::cases());
     cases.extend(change::cases());
-    cases.extend(budget::cases());
-    cases.extend(fault::cases());
     cases.extend(gone::cases());
     cases.extend(many::cases());
     cases.extend(release::cases());
     cases.extend(restart::cases());
     cases.extend(roll::cases());
+    cases.extend(fault::cases());
+    cases.extend(budget::cases());
     cases.extend(secrecy::cases());
     countersign_cluster::world::main(cases)
 }
