@@ -20,14 +20,14 @@ demo: ## build, and show a secret reach a pod on this machine (under 15 s when b
 test: ## all tests that need no cluster
 	@tests/suite
 
-vault-test: ## the store `vault` against a real Vault, OpenBao and PostgreSQL (needs root, Go for both, Debian's postgresql)
+vault-test: ## the store `vault` against a real Vault, OpenBao and PostgreSQL (needs root, Go for both, Debian's postgresql and libfaketime)
 	cargo build --workspace --bins
 	VAULT_BIN="$$(tests/tools/build.sh vault)" BAO_BIN="$$(tests/tools/build.sh openbao)" \
 		cargo test --workspace --test vault
 
 vault-bench: ## measure the store `vault`, with what Vault itself takes beside it
 	$(SHIPPED)
-	cargo build --release --quiet --package countersign-vault-tests --bin countersign-vault-bench
+	cargo build --release --quiet --package countersign-vault-tests --bin countersign-vault-bench --bin countersign-counted-agent
 	@VAULT_BIN="$$(tests/tools/build.sh vault)" $(TARGET)/release/countersign-vault-bench
 
 soak: ## SIGKILL driver and agent at 1,000 random moments (COUNTERSIGN_KILLS=n, COUNTERSIGN_SEED=n)

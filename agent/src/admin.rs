@@ -45,6 +45,20 @@ struct DriverStatus {
     registered: bool,
     #[serde(default)]
     registration_error: Option<String>,
+    #[serde(default)]
+    standing_by: Option<String>,
+}
+
+impl DriverStatus {
+    /// Why kubelet does not come to this driver.
+    fn trouble(&self) -> Option<String> {
+        match self {
+            Self { registered: true, .. } => None,
+            Self { standing_by: Some(reason), .. } => Some(reason.clone()),
+            Self { registration_error: Some(error), .. } => Some(format!("kubelet refused it: {error}")),
+            Self { .. } => Some("kubelet has not registered the driver yet".to_owned()),
+        }
+    }
 }
 
 impl<S: Sources> Admin<S> {
@@ -85,11 +99,7 @@ async fn readyz<S: Sources>(State(admin): State<Arc<Admin<S>>>) -> Response {
     check(
         "registration",
         match &driver {
-            Ok(DriverStatus { registered: true, .. }) => None,
-            Ok(DriverStatus { registration_error: Some(error), .. }) => {
-                Some(format!("kubelet refused it: {error}"))
-            }
-            Ok(_) => Some("kubelet has not registered the driver yet".to_owned()),
+            Ok(status) => status.trouble(),
             Err(_) => Some("unknown without the driver".to_owned()),
         },
     );
@@ -116,4 +126,22 @@ async fn driver_status(socket: &Path) -> io::Result<DriverStatus> {
         serde_json::from_slice(&line).map_err(io::Error::from)
     };
     tokio::time::timeout(PATIENCE, read).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_driver_says_of_its_registration() {
+        let trouble = |line: &str| serde_json::from_str::<DriverStatus>(line).unwrap().trouble();
+        assert_eq!(trouble(r#"{"registered": true, "registration_error": null, "standing_by": null}"#), None);
+        // The line of a driver that is older than the field.
+        let waits = trouble(r#"{"registered": false, "volumes": 0}"#);
+        assert_eq!(waits.as_deref(), Some("kubelet has not registered the driver yet"));
+        let refused = trouble(r#"{"registered": false, "registration_error": "no"}"#);
+        assert_eq!(refused.as_deref(), Some("kubelet refused it: no"));
+        let second = trouble(r#"{"registered": false, "standing_by": "another driver"}"#);
+        assert_eq!(second.as_deref(), Some("another driver"));
+    }
 }

@@ -8,7 +8,7 @@ use crate::Error;
 use crate::identity::{Identity, JwtSvid, Push, Roots, Subscription, Token, Workload};
 use crate::log::AUDIT;
 use crate::secret::Node;
-use crate::sources::{Ask, Sources};
+use crate::sources::{Ask, Sources, Stale};
 use crate::store::{Answer, Fetched, Held};
 
 /// How many names of fields a line has.
@@ -55,6 +55,10 @@ impl<S: Sources> Sources for Audited<S> {
 
     async fn changed(&self) -> Push {
         self.0.changed().await
+    }
+
+    async fn stale(&self) -> Stale {
+        self.0.stale().await
     }
 
     async fn run(&self, shutdown: &CancellationToken) {

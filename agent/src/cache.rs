@@ -9,6 +9,7 @@ mod answered;
 mod state;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 use crate::Error;
 use crate::clock::Clock;
 use crate::request::Source;
-use crate::sources::{Ask, Caller, Sources};
+use crate::sources::{Ask, Caller, Sources, Stale};
 use crate::spiffe::SpiffeId;
 use crate::store::{Answer, Held};
 use crate::volume::VolumeId;
@@ -55,6 +56,15 @@ struct Key {
 pub struct Entry {
     key: Key,
     state: tokio::sync::Mutex<State>,
+    /// The store said that it has changed since it was read.
+    outdated: AtomicBool,
+}
+
+impl Entry {
+    /// Whether it is the one that `stale` speaks of.
+    pub(crate) fn is(&self, stale: &Stale) -> bool {
+        self.key.spiffe_id == stale.spiffe_id && self.key.source == stale.source
+    }
 }
 
 impl Cache {
@@ -77,9 +87,25 @@ impl Cache {
         if entries.len() == entries.capacity() {
             entries.retain(|_, entry| entry.strong_count() > 0);
         }
-        let entry = Arc::new(Entry { key: key.clone(), state: tokio::sync::Mutex::new(State::new()) });
+        let entry = Arc::new(Entry {
+            key: key.clone(),
+            state: tokio::sync::Mutex::new(State::new()),
+            outdated: AtomicBool::new(false),
+        });
         entries.insert(key, Arc::downgrade(&entry));
         entry
+    }
+
+    /// The store says that a secret has changed: the next look reads it, however fresh it is. False: nobody holds it.
+    pub fn outdate(&self, stale: &Stale) -> bool {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = false;
+        // One for all volumes, or one for each.
+        for entry in entries.values().filter_map(Weak::upgrade).filter(|entry| entry.is(stale)) {
+            entry.outdated.store(true, Ordering::Release);
+            held = true;
+        }
+        held
     }
 
     /// Number of entries that somebody holds.
@@ -156,7 +182,9 @@ impl Cache {
         );
         let mut state = entry.state.lock().await;
         let now = self.clock.now();
-        if !state.apart && state.due(max_age).is_none_or(|due| due <= now) {
+        // Where the last read failed, its pause is kept to: what changed is read with the next one.
+        let outdated = entry.outdated.swap(false, Ordering::AcqRel) && state.failure.is_none();
+        if !state.apart && (outdated || state.due(max_age).is_none_or(|due| due <= now)) {
             let ask = Ask { caller, source: &entry.key.source, alone: entry.key.alone.is_some() };
             match self.read(sources, ask, &mut state.held).await {
                 Ok(Answer::Apart) => state.apart = true,

@@ -229,6 +229,7 @@ fn vault(
 ) -> anyhow::Result<usize> {
     let mut wrong = 0;
     let mut stanzas: BTreeSet<(Option<String>, String)> = BTreeSet::new();
+    let mut hearing = stanzas.clone();
     writeln!(out, "\n  store {name} (vault)")?;
     match adviser.login(id) {
         Ok(login) => writeln!(out, "    logs in at {login}")?,
@@ -244,6 +245,10 @@ fn vault(
                     wrong += 1;
                     writeln!(out, "    NOT ALLOWED by the store's own allow: {}", reference.source.path)?;
                 }
+                if let (Some(path), Some(stream)) = (advice.hearing, adviser.listening()) {
+                    let stream = (advice.namespace.clone(), stream.to_owned());
+                    hearing.extend([(advice.namespace.clone(), path), stream]);
+                }
                 stanzas.insert((advice.namespace, advice.stanza));
             }
             Err(error) => {
@@ -253,10 +258,19 @@ fn vault(
         }
     }
     writeln!(out, "    its policies have to say")?;
+    write_stanzas(out, stanzas)?;
+    if !hearing.is_empty() {
+        writeln!(out, "    and for changes of key-value secrets to be heard of as they happen")?;
+        write_stanzas(out, hearing)?;
+    }
+    Ok(wrong)
+}
+
+fn write_stanzas(out: &mut String, stanzas: BTreeSet<(Option<String>, String)>) -> std::fmt::Result {
     for (namespace, stanza) in stanzas {
         let namespace =
             namespace.map(|namespace| format!("   # in namespace {namespace}")).unwrap_or_default();
         writeln!(out, "      {stanza}{namespace}")?;
     }
-    Ok(wrong)
+    Ok(())
 }

@@ -27,7 +27,7 @@ use crate::identity::{Push, Roots};
 use crate::kubernetes::events::Recorder;
 use crate::metrics::Metrics;
 use crate::notify::{Notice, Notifier};
-use crate::sources::Sources;
+use crate::sources::{Sources, Stale};
 use crate::turn::{Turned, World, unbroken};
 use crate::volume::{News, Publish, Volume, VolumeId};
 
@@ -103,6 +103,7 @@ impl<S: Sources> Keeper<S> {
                     }
                 }
                 push = world.sources.changed() => self.pushed(&push),
+                stale = world.sources.stale() => self.told(&stale),
                 command = self.inbox.recv() => match command {
                     Some(command) => self.obey(command),
                     None => break,
@@ -214,6 +215,25 @@ impl<S: Sources> Keeper<S> {
         }
     }
 
+    /// A secret has changed at its store: the turns of the volumes that read it are due at once.
+    fn told(&mut self, stale: &Stale) {
+        if !self.world.cache.outdate(stale) {
+            return;
+        }
+        let mut due = Vec::new();
+        for (id, slot) in &mut self.slots {
+            match &slot.volume {
+                Some(volume) if volume.reads(stale) => due.push(id.clone()),
+                // It may have read before the change.
+                None if !slot.stale.contains(stale) => slot.stale.push(stale.clone()),
+                Some(_) | None => {}
+            }
+        }
+        for id in due {
+            self.start(&id);
+        }
+    }
+
     fn turned(&mut self, task: tokio::task::Id, mut volume: Volume, turned: Turned) {
         let id = volume.id.clone();
         let Some(slot) = self.slots.get_mut(&id) else { return };
@@ -239,7 +259,8 @@ impl<S: Sources> Keeper<S> {
             return;
         }
         // Whatever went wrong, the pod has its files: a republish never fails.
-        let again = slot.push.take().is_some_and(|push| volume.learn(&push));
+        let changed = slot.push.take().is_some_and(|push| volume.learn(&push));
+        let again = std::mem::take(&mut slot.stale).iter().any(|stale| volume.reads(stale)) || changed;
         slot.volume = Some(volume);
         slot.timer = Some(self.timers.insert_at(id.clone(), turned.due));
         slot.reply(&Ok(()));

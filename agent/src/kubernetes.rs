@@ -16,7 +16,7 @@ mod watch;
 pub use args::{ApiArgs, Server};
 #[cfg(test)]
 pub(crate) use client::DEADLINE;
-pub(crate) use client::{Api, Patch};
+pub(crate) use client::{Api, Caller, Patch};
 pub(crate) use error::{ApiError, speakable};
 pub use object::ObjectName;
 pub(crate) use object::{ConfigMap, Meta, Resource};

@@ -20,7 +20,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::files::Change;
 use crate::identity::{Identity, JwtSvid, Push, Roots, Subscription, Token, Workload};
-use crate::sources::{Ask, Sources};
+use crate::sources::{Ask, Sources, Stale};
 use crate::store::{Answer, Held, vault};
 use crate::turn::Turned;
 
@@ -57,6 +57,7 @@ pub struct Metrics {
     identities: Family<Outcome, Counter>,
     identity_seconds: Histogram,
     pushes: Family<Outcome, Counter>,
+    told: Family<Store, Counter>,
     notifications: Family<Outcome, Counter>,
     cache_entries: Gauge,
     ages: Family<Store, Seconds>,
@@ -88,6 +89,7 @@ impl Default for Metrics {
             identities: Family::default(),
             identity_seconds: latency(),
             pushes: Family::default(),
+            told: Family::default(),
             notifications: Family::default(),
             cache_entries: Gauge::default(),
             ages: Family::default(),
@@ -122,6 +124,8 @@ impl Metrics {
         r.register("identity", "SVIDs asked for, by result", self.identities.clone());
         let help = "Changes of pods' identities that their source reported by itself";
         r.register("identity_push", help, self.pushes.clone());
+        let help = "Secrets in use that their store reported as changed";
+        r.register("secret_changes_told", help, self.told.clone());
         r.register_with_unit("identity", "Time an SVID took", s.clone(), self.identity_seconds.clone());
         let help = "Pods that were told of changed files (on-change), by result";
         r.register("notifications", help, self.notifications.clone());
@@ -249,6 +253,13 @@ impl<S: Sources> Sources for Measured<S> {
 
     fn subscribe(&self, workload: &Workload) -> Subscription {
         self.sources.subscribe(workload)
+    }
+
+    async fn stale(&self) -> Stale {
+        let stale = self.sources.stale().await;
+        let store = stale.source.store.to_string();
+        self.metrics.told.get_or_create(&Store { store }).inc();
+        stale
     }
 
     async fn changed(&self) -> Push {

@@ -5,6 +5,8 @@ mod duration;
 mod key;
 mod mode;
 mod on_change;
+#[cfg(test)]
+mod page;
 mod parse;
 mod path;
 mod reference;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use countersign_proto::agent::{AGENT_SOCKET, MAILBOX_SOCKET, STATUS_SOCKET};
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +28,7 @@ use crate::kubernetes::duties::Duties;
 use crate::mailbox::Mailbox;
 use crate::metrics::{Measured, Metrics};
 use crate::service::Service;
-use crate::sources::{Ask, Sources};
+use crate::sources::{Ask, Sources, Stale};
 use crate::store::{Answer, Held, Store};
 use crate::turn::World;
 
@@ -63,6 +65,14 @@ impl Sources for Configured {
 
     async fn changed(&self) -> Push {
         self.identity.changed().await
+    }
+
+    async fn stale(&self) -> Stale {
+        let mut stores: FuturesUnordered<_> = self.stores.values().map(Store::stale).collect();
+        match stores.next().await {
+            Some(stale) => stale,
+            None => std::future::pending().await,
+        }
     }
 
     async fn fetch(&self, ask: Ask<'_>, held: &mut Option<Held>) -> Result<Answer, Error> {

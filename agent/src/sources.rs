@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Error;
 use crate::identity::{Identity, JwtSvid, Push, Roots, Subscription, Token, Workload};
 use crate::request::Source;
+use crate::spiffe::SpiffeId;
 use crate::store::{Answer, Held};
 
 /// Whose secret is asked for, and what the asking can be proven with.
@@ -30,6 +31,15 @@ pub struct Ask<'a> {
     pub source: &'a Source,
     /// For this volume and no other.
     pub alone: bool,
+}
+
+/// A secret that is not what it was when it was read last, by its store's word. What it is now, a read tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stale {
+    /// As whom it was read.
+    pub spiffe_id: SpiffeId,
+    /// What was read.
+    pub source: Source,
 }
 
 /// What a store needs of the identity source: to log in as the pod.
@@ -75,6 +85,9 @@ pub trait Sources: Send + Sync + 'static {
         ask: Ask<'_>,
         held: &mut Option<Held>,
     ) -> impl Future<Output = Result<Answer, Error>> + Send;
+
+    /// The next secret that its store reports as changed, where a store does that. Only one caller at a time is served.
+    fn stale(&self) -> impl Future<Output = Stale> + Send;
 
     /// Keeps what it knows of the sources up to date until `shutdown`.
     fn run(&self, shutdown: &CancellationToken) -> impl Future<Output = ()> + Send;

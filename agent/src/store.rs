@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::secret::Node;
-use crate::sources::{Ask, Mint};
+use crate::sources::{Ask, Mint, Stale};
 
 use config::StoreConfig;
 use sops::SopsStore;
@@ -61,6 +61,15 @@ pub enum Held {
     Vault(vault::Holding),
 }
 
+impl Held {
+    /// Whether the store tells of changes by itself, in words; none: it was not asked to.
+    pub(crate) fn told(&self) -> Option<String> {
+        match self {
+            Self::Vault(holding) => holding.told(),
+        }
+    }
+}
+
 /// A store by its kind.
 #[derive(Debug, Clone)]
 pub enum Store {
@@ -105,6 +114,14 @@ impl Store {
                 store.fetch(&ask.caller.identity.spiffe_id, ask.source).await.map(Answer::Secret)
             }
             Self::Vault(store) => store.fetch(mint, ask, held).await,
+        }
+    }
+
+    /// The next secret that the store reports as changed; never, where it reports nothing.
+    pub async fn stale(&self) -> Stale {
+        match self {
+            Self::Sops(_) => std::future::pending().await,
+            Self::Vault(store) => store.stale().await,
         }
     }
 

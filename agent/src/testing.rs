@@ -10,8 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::identity::{Identity, JwtSvid, Push, Roots, Subscription, Token, Workload, X509Svid};
+use crate::request::Source;
 use crate::secret::{Node, Secret};
-use crate::sources::{Ask, Caller, Sources};
+use crate::sources::{Ask, Caller, Sources, Stale};
 use crate::spiffe::SpiffeId;
 use crate::store::{Answer, Fetched, Fresh, Held};
 
@@ -67,6 +68,8 @@ pub(crate) struct FakeSources {
     named: Mutex<Option<String>>,
     pushes: Mutex<VecDeque<Push>>,
     pushed: Notify,
+    stale: Mutex<VecDeque<Stale>>,
+    told: Notify,
     pub(crate) roots: tokio::sync::watch::Sender<Roots>,
     reads: AtomicUsize,
     signed: AtomicUsize,
@@ -127,6 +130,12 @@ impl FakeSources {
         self.pushed.notify_one();
     }
 
+    /// Reports that what `id` read there has changed.
+    pub(crate) fn tell(&self, id: &SpiffeId, source: &Source) {
+        self.stale.lock().unwrap().push_back(Stale { spiffe_id: id.clone(), source: source.clone() });
+        self.told.notify_one();
+    }
+
     pub(crate) fn reads(&self) -> usize {
         self.reads.load(Ordering::SeqCst)
     }
@@ -169,6 +178,15 @@ impl Sources for FakeSources {
 
     fn subscribe(&self, _: &Workload) -> Subscription {
         Subscription::default()
+    }
+
+    async fn stale(&self) -> Stale {
+        loop {
+            if let Some(stale) = self.stale.lock().unwrap().pop_front() {
+                return stale;
+            }
+            self.told.notified().await;
+        }
     }
 
     async fn changed(&self) -> Push {

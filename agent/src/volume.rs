@@ -15,6 +15,7 @@ use crate::identity::{Identity, JwtSvid, Push, Subscription, Token, Workload};
 use crate::render::Material;
 use crate::request::{OnRevoked, Reference, Request, Source};
 use crate::secret::Node;
+use crate::sources::Stale;
 use crate::store::Held;
 
 /// Kubelet's id of a volume.
@@ -222,6 +223,11 @@ impl Volume {
             (None, Some(_)) | (Some(_), None) => true,
         };
         self.identity_changed
+    }
+
+    /// Whether its files are made from what `stale` speaks of.
+    pub(crate) fn reads(&self, stale: &Stale) -> bool {
+        self.entries.get(&stale.source).is_some_and(|entry| entry.is(stale))
     }
 
     /// Takes in what a Publish brought. A descriptor that comes replaces the one held: the driver knows which

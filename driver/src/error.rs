@@ -131,6 +131,15 @@ pub enum Error {
         /// How long was waited.
         seconds: u64,
     },
+    /// The agent lacks a call, so it is of another version.
+    #[error(
+        "the countersign agent does not know the call {call}: driver and agent are of different versions, install both \
+         from one release"
+    )]
+    AgentVersion {
+        /// Its name in `countersign.agent.v1`.
+        call: &'static str,
+    },
     /// The agent's own answer, passed on word for word.
     #[error("{message}")]
     Agent {
@@ -183,6 +192,16 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Another driver of this name runs on the node.
+    #[error(
+        "another countersign driver serves kubelet from {}: a node has one driver of this name, remove one of the two \
+         installations; this one takes over when the other ends",
+        directory.display()
+    )]
+    Second {
+        /// Directory of the CSI socket.
+        directory: PathBuf,
+    },
     /// The seccomp filter can't be made or installed.
     #[error("could not install the seccomp filter: the driver does not run without it")]
     Sandbox(#[source] seccompiler::Error),
@@ -223,9 +242,13 @@ impl Error {
             | Self::NotADirectory { .. }
             | Self::Crossed
             | Self::Foreign { .. } => Code::FailedPrecondition,
-            Self::AgentAbsent | Self::AgentLost | Self::Peer { .. } | Self::Dial { .. } | Self::Dropped => {
-                Code::Unavailable
-            }
+            Self::AgentAbsent
+            | Self::AgentLost
+            | Self::AgentVersion { .. }
+            | Self::Peer { .. }
+            | Self::Dial { .. }
+            | Self::Dropped
+            | Self::Second { .. } => Code::Unavailable,
             Self::AgentSilent { .. } => Code::DeadlineExceeded,
             Self::Agent { code, .. } => *code,
             Self::Kernel { source, .. } => refusal(Some(*source)),

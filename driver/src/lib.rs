@@ -24,6 +24,7 @@ pub mod request;
 pub mod sandbox;
 mod serving;
 pub mod sockets;
+pub mod sole;
 pub mod status;
 pub mod target;
 mod unpublish;

@@ -81,18 +81,24 @@ impl Connection {
     /// What the agent answers, or that it did not.
     pub async fn publish(&self, message: PublishRequest, deadline: Duration) -> Result<(), Error> {
         let mut agent = self.agent.clone();
-        self.call(deadline, |request| async move { agent.publish(request).await }, message).await
+        self.call("Publish", deadline, |request| async move { agent.publish(request).await }, message).await
     }
 
     /// Tells the agent that a volume is gone.
     async fn forget(&self, id: VolumeId) -> Result<(), Error> {
         let mut agent = self.agent.clone();
         let message = ForgetRequest { volume_id: id.to_string() };
-        self.call(FORGET, |request| async move { agent.forget(request).await }, message).await
+        match self.call("Forget", FORGET, |request| async move { agent.forget(request).await }, message).await
+        {
+            // It hears of it with the list of the next connection.
+            Err(Error::AgentVersion { .. }) => Ok(()),
+            told => told,
+        }
     }
 
     async fn call<Message, Answer, Call>(
         &self,
+        name: &'static str,
         deadline: Duration,
         call: impl FnOnce(Request<Message>) -> Call,
         message: Message,
@@ -117,16 +123,20 @@ impl Connection {
             Err(status) if std::error::Error::source(&status).is_some() => {
                 Err(if Instant::now() >= ends { silent } else { Error::AgentLost })
             }
-            Err(status) => {
-                Err(Error::Agent { code: refused(status.code()), message: status.message().to_owned() })
-            }
+            Err(status) => Err(refused(name, &status)),
         }
     }
 }
 
-/// An agent that fails a call cannot mean OK.
-fn refused(code: Code) -> Code {
-    if code == Code::Ok { Code::Unknown } else { code }
+/// What the agent has answered to a call in place of doing it.
+fn refused(call: &'static str, status: &Status) -> Error {
+    let code = status.code();
+    if code == Code::Unimplemented {
+        return Error::AgentVersion { call };
+    }
+    // An agent that fails a call cannot mean OK.
+    let code = if code == Code::Ok { Code::Unknown } else { code };
+    Error::Agent { code, message: status.message().to_owned() }
 }
 
 /// The link as the node service sees it.
@@ -255,10 +265,8 @@ impl Dialer {
         ids.sort_unstable();
         ids.dedup();
         let message = ReconcileRequest { volume_ids: ids.iter().map(ToString::to_string).collect() };
-        let answer = connection.agent.clone().reconcile(message).await.map_err(|status| Error::Agent {
-            code: refused(status.code()),
-            message: status.message().to_owned(),
-        })?;
+        let answer = connection.agent.clone().reconcile(message).await;
+        let answer = answer.map_err(|status| refused("Reconcile", &status))?;
         let held = answer.into_inner().held;
         self.volumes.held(epoch, held.iter().filter_map(|id| VolumeId::parse(id)));
         // What has gone since the list was made would stay with the agent for good.

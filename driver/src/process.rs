@@ -32,7 +32,7 @@ use crate::sockets::{self, Audience};
 use crate::status::{self, Report};
 use crate::target::KubeletRoot;
 use crate::volumes::Volumes;
-use crate::{recovery, sandbox};
+use crate::{recovery, sandbox, sole};
 
 /// Time running calls get to end after the process was told to stop.
 const GRACE: Duration = Duration::from_secs(10);
@@ -113,7 +113,7 @@ impl Driver {
             ending(registration::serve(config.registration_socket, plugin, standing, stop.clone()).await)
         };
         let serving = async { tokio::join!(csi, registration).1 };
-        let status = status::serve(status_listener, report, stop.clone());
+        let status = status::serve(status_listener, || report.line(), stop.clone());
         // The link outlives the servers: calls that are still running need it.
         let unlinked = CancellationToken::new();
         let linked = dialer.run(unlinked.clone());
@@ -173,6 +173,10 @@ pub async fn run(config: Config) -> Result<(), Error> {
     };
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
+    let sole = tokio::select! {
+        sole = sole::wait(&config) => sole?,
+        () = either(&mut terminate, &mut interrupt) => return Ok(()),
+    };
     let driver = Driver::prepare(config)?;
     // Before anybody is answered.
     sandbox::install()?;
@@ -184,10 +188,13 @@ pub async fn run(config: Config) -> Result<(), Error> {
         either(&mut terminate, &mut interrupt).await;
         tracing::warn!("stopping at once");
     };
-    tokio::select! {
+    let served = tokio::select! {
         served = driver.serve(stop.clone()) => served,
         () = told => Ok(()),
-    }
+    };
+    // Only now that no socket is left may another driver make its own.
+    drop(sole);
+    served
 }
 
 async fn either(one: &mut Signal, other: &mut Signal) {

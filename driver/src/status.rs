@@ -23,6 +23,8 @@ struct Line<'a> {
     version: &'static str,
     registered: bool,
     registration_error: Option<&'a str>,
+    /// Why this driver serves nobody: another one does.
+    standing_by: Option<&'a str>,
     volumes: usize,
     agent_connected: bool,
     noswap: bool,
@@ -43,7 +45,9 @@ pub struct Report {
 }
 
 impl Report {
-    fn line(&self) -> String {
+    /// The line as things are now.
+    #[must_use]
+    pub fn line(&self) -> String {
         let standing = self.standing.borrow();
         let line = Line {
             version: VERSION,
@@ -52,16 +56,39 @@ impl Report {
                 Standing::Refused(error) => Some(error),
                 Standing::Waiting | Standing::Registered => None,
             },
+            standing_by: None,
             volumes: self.volumes.count(),
             agent_connected: self.link.now().is_some(),
             noswap: self.kernel.noswap,
             clone: self.kernel.cloning.to_string(),
         };
+        line.text()
+    }
+}
+
+impl Line<'_> {
+    fn text(&self) -> String {
         // A struct of plain fields always has a JSON form.
-        let mut text = serde_json::to_string(&line).unwrap_or_default();
+        let mut text = serde_json::to_string(self).unwrap_or_default();
         text.push('\n');
         text
     }
+}
+
+/// The line of a driver that waits for another one's end, for this reason.
+#[must_use]
+pub fn standing_by(reason: &str) -> String {
+    let line = Line {
+        version: VERSION,
+        registered: false,
+        registration_error: None,
+        standing_by: Some(reason),
+        volumes: 0,
+        agent_connected: false,
+        noswap: false,
+        clone: String::new(),
+    };
+    line.text()
 }
 
 /// Listens for readers of the status. It holds nothing that the agent, the only other user of the directory, may
@@ -74,10 +101,10 @@ pub fn listen(path: &Path) -> Result<UnixListener, Error> {
 }
 
 /// Answers each connection with the line, until `stop`.
-pub async fn serve(listener: UnixListener, report: Report, stop: CancellationToken) {
+pub async fn serve(listener: UnixListener, line: impl Fn() -> String, stop: CancellationToken) {
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((stream, _)) => tell(&stream, &report.line()),
+            Ok((stream, _)) => tell(&stream, &line()),
             // Out of descriptors, most likely: what is waiting stays waiting.
             Err(_) => sleep(std::time::Duration::from_millis(100)).await,
         }

@@ -4,6 +4,7 @@ mod layout;
 mod seen;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -44,6 +45,8 @@ pub struct Setup {
     pub driver_arguments: Vec<String>,
     /// More arguments of the agent.
     pub agent_arguments: Vec<String>,
+    /// Another program in the agent's place: one that counts, say.
+    pub agent_binary: Option<PathBuf>,
     /// Most descriptors of the agent.
     pub agent_descriptors: Option<u32>,
     /// Life of X.509-SVIDs.
@@ -64,6 +67,7 @@ impl Default for Setup {
             stores: serde_json::Map::new(),
             driver_arguments: Vec::new(),
             agent_arguments: Vec::new(),
+            agent_binary: None,
             agent_descriptors: None,
             x509_ttl: "1h",
             log_level: "info",
@@ -173,18 +177,19 @@ impl Node {
 
     /// The command that starts the agent.
     fn agent_command(&self) -> Command {
+        let program = self.setup.agent_binary.as_ref().unwrap_or(&self.binaries.agent);
         let mut command = match self.setup.agent_descriptors {
             // The limit is passed on through setpriv.
             Some(most) => {
                 let mut command = Command::new("prlimit");
-                let confined = self.confinement.command(&self.binaries.agent);
+                let confined = self.confinement.command(program);
                 command
                     .arg(format!("--nofile={most}:{most}"))
                     .arg(confined.get_program())
                     .args(confined.get_args());
                 command
             }
-            None => self.confinement.command(&self.binaries.agent),
+            None => self.confinement.command(program),
         };
         command
             .args(["run", "--trust-domain", TRUST_DOMAIN, "--audience", AUDIENCE])

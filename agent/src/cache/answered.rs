@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Cache;
 use crate::request::Source;
+use crate::store::Held;
 
 /// What a store answered last to one question of one identity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +26,9 @@ pub struct Answered {
     pub trouble: Option<String>,
     /// Seconds until it is asked again, where there is trouble.
     pub again_in_seconds: Option<u64>,
+    /// Whether the store tells of changes by itself, in words, where it was asked to.
+    #[serde(default)]
+    pub told: Option<String>,
 }
 
 impl fmt::Display for Answered {
@@ -42,7 +46,8 @@ impl fmt::Display for Answered {
                 "NO: {trouble}; asked again in {again} s; version {version} of {ago} s ago is in use"
             ),
             (None, None) => f.write_str("no answer yet"),
-        }
+        }?;
+        self.told.as_ref().map_or(Ok(()), |told| write!(f, "; {told}"))
     }
 }
 
@@ -84,6 +89,7 @@ impl Cache {
                 trouble: failure.map(|failure| failure.error.to_string()),
                 again_in_seconds: failure
                     .map(|failure| failure.retry_at.saturating_duration_since(now).as_secs()),
+                told: state.held.as_ref().and_then(Held::told),
             });
         }
         all.sort_by(|a, b| {

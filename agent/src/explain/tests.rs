@@ -96,6 +96,7 @@ fn what_a_store_answered_last_is_shown_beside() {
             seconds_ago: version.map(|_| 7),
             trouble: trouble.map(str::to_owned),
             again_in_seconds: trouble.map(|_| 3),
+            told: None,
         };
     let other = Answered {
         spiffe_id: "spiffe://example.org/ns/x/sa/y".to_owned(),

@@ -25,7 +25,7 @@ use crate::identity::svid::{unix, verify_jwt, verify_x509};
 use crate::identity::token::glance;
 use crate::identity::trust::Trust;
 use crate::identity::{Identity, JwtSvid, Roots, Ticket, Token, Workload, X509Svid};
-use crate::kubernetes::{Api, ObjectName, Server};
+use crate::kubernetes::{Api, Caller, ObjectName, Server};
 use crate::secret::Secret;
 use crate::spiffe::{SpiffeId, TrustDomain};
 
@@ -75,7 +75,7 @@ impl Embedded {
         let trust = match config.bundle {
             BundleSource::File(path) => Trust::file(path, config.clock),
             BundleSource::ConfigMap(server, object) => {
-                Trust::watched(Arc::new(Api::new(server, config.clock)), object)
+                Trust::watched(Arc::new(Api::new(server, Caller::Agent, config.clock)), object)
             }
         };
         Self {

@@ -303,3 +303,6 @@ impl fmt::Debug for Replicas {
         write!(f, "Replicas({}, {:?})", self.address, self.trust)
     }
 }
+
+#[cfg(test)]
+mod tests;

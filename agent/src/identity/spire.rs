@@ -39,7 +39,7 @@ use crate::identity::renewal::renew_at;
 use crate::identity::svid::verify_jwt;
 use crate::identity::{Identity, JwtSvid, Push, Workload};
 use crate::kubernetes::pods::Pods;
-use crate::kubernetes::{self, Server};
+use crate::kubernetes::{self, Caller, Server};
 use crate::spiffe::TrustDomain;
 
 /// How long a JWT-SVID may take.
@@ -116,7 +116,8 @@ impl Spire {
             Broker::new(&config.broker_socket, own)
         };
         let delegated = |config: DelegatedConfig| {
-            let pods = Pods::new(Arc::new(kubernetes::Api::new(config.server, clock)), config.node);
+            let pods =
+                Pods::new(Arc::new(kubernetes::Api::new(config.server, Caller::Agent, clock)), config.node);
             Delegated::new(config.admin_socket, pods, &trust_domain)
         };
         let api = match way {

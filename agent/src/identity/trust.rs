@@ -10,6 +10,8 @@ use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
 
 use crate::clock::Clock;
 use crate::identity::Roots;
@@ -27,15 +29,22 @@ pub(crate) struct Bundle {
     pem: Vec<u8>,
     pub(crate) roots: RootCertStore,
     der: Roots,
+    /// When the last of them ends, Unix seconds.
+    ends: i64,
 }
 
 impl Bundle {
     fn parse(pem: &[u8]) -> Result<Self, String> {
         let store = roots(pem)?;
         // Whatever is no certificate was refused above.
-        let der =
+        let der: Vec<Vec<u8>> =
             CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).map(|der| der.to_vec()).collect();
-        Ok(Self { pem: pem.to_vec(), roots: store, der: Arc::new(der) })
+        let end = |der: &Vec<u8>| {
+            let (_, certificate) = X509Certificate::from_der(der).ok()?;
+            Some(certificate.validity().not_after.timestamp())
+        };
+        let ends = der.iter().filter_map(end).max().unwrap_or(i64::MAX);
+        Ok(Self { pem: pem.to_vec(), roots: store, der: Arc::new(der), ends })
     }
 
     pub(crate) fn same(&self, other: &Self) -> bool {
@@ -57,6 +66,15 @@ pub(crate) enum TrustError {
         /// Why it can't be read.
         error: ApiError,
     },
+    /// There were roots, and their time is over.
+    #[error(
+        "trust bundle {place}: every certificate in it has expired; a running issuer writes its own: look for one, and at \
+         this node's clock"
+    )]
+    Ended {
+        /// File or object.
+        place: String,
+    },
     /// The object or what is in it.
     #[error("trust bundle {object}: {problem}")]
     Object {
@@ -69,8 +87,8 @@ pub(crate) enum TrustError {
 
 /// Where the roots come from.
 pub(crate) enum Trust {
-    /// A file, read again when it changes.
-    File(Reread<Bundle>),
+    /// A file, read again when it changes; and the time.
+    File(Reread<Bundle>, Clock),
     /// A `ConfigMap`, watched by [`Trust::run`].
     Watched(Watched),
 }
@@ -88,7 +106,7 @@ pub(crate) struct Watched {
 impl Trust {
     /// By a file.
     pub(crate) fn file(path: PathBuf, clock: Clock) -> Self {
-        Self::File(Reread::new("trust bundle", path, clock, Bundle::parse))
+        Self::File(Reread::new("trust bundle", path, clock, Bundle::parse), clock)
     }
 
     /// By the API server.
@@ -106,7 +124,7 @@ impl Trust {
     pub(crate) async fn run(&self, shutdown: &CancellationToken) {
         match self {
             // It is looked at when it is used.
-            Self::File(_) => shutdown.cancelled().await,
+            Self::File(..) => shutdown.cancelled().await,
             Self::Watched(watched) => {
                 follow(&watched.api, &watched.object, shutdown, |look| watched.saw(look)).await;
             }
@@ -115,21 +133,27 @@ impl Trust {
 
     /// The roots as they are now, or were when they were last good. The first ones are waited for.
     pub(crate) async fn current(&self) -> Result<Arc<Bundle>, TrustError> {
-        match self {
-            Self::File(file) => file.current().await.map_err(TrustError::File),
+        let (bundle, clock, place) = match self {
+            Self::File(file, clock) => {
+                let bundle = file.current().await.map_err(TrustError::File)?;
+                (bundle, clock, file.path().display().to_string())
+            }
             Self::Watched(watched) => {
                 let mut latest = watched.latest.subscribe();
                 let known = latest.wait_for(Option::is_some).await.ok().and_then(|known| known.clone());
                 // The sender lives as long as `self`.
-                known.unwrap_or_else(|| Err(watched.wrong("is not read yet")))
+                let bundle = known.unwrap_or_else(|| Err(watched.wrong("is not read yet")))?;
+                (bundle, &watched.api.clock(), watched.object.to_string())
             }
-        }
+        };
+        // Said here, for what the TLS library says of it is that the issuer is a stranger.
+        if bundle.ends <= clock.unix() { Err(TrustError::Ended { place }) } else { Ok(bundle) }
     }
 
     /// The roots as the watch brings them, none at first.
     pub(crate) fn roots(&self) -> Option<watch::Receiver<Roots>> {
         match self {
-            Self::File(_) => None,
+            Self::File(..) => None,
             Self::Watched(watched) => Some(watched.roots.subscribe()),
         }
     }
@@ -194,7 +218,7 @@ impl Watched {
 impl std::fmt::Debug for Trust {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::File(file) => write!(f, "Trust({})", file.path().display()),
+            Self::File(file, _) => write!(f, "Trust({})", file.path().display()),
             Self::Watched(watched) => write!(f, "Trust({})", watched.object),
         }
     }

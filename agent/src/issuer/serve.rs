@@ -30,7 +30,7 @@ use crate::issuer::remembered::Reviews;
 use crate::issuer::review::Reviewer;
 use crate::issuer::service::Service;
 use crate::issuer::tls::{ServingCertificate, server_config};
-use crate::kubernetes::Api;
+use crate::kubernetes::{Api, Caller};
 
 /// Upkeep looks at the clock at least this often, for the wall clock may jump.
 const UPKEEP: Duration = Duration::from_secs(30);
@@ -187,7 +187,8 @@ fn reviewer(config: &Config) -> Reviewer {
             Reviewer::Offline(Box::new(offline))
         }
         ReviewerConfig::Kubernetes(server) => {
-            let kubernetes = Kubernetes::new(Arc::new(Api::new(server.clone(), clock)), audience);
+            let kubernetes =
+                Kubernetes::new(Arc::new(Api::new(server.clone(), Caller::Issuer, clock)), audience);
             Reviewer::Kubernetes(Box::new(kubernetes))
         }
     }
@@ -200,7 +201,7 @@ fn publication(
     metrics: &Arc<Metrics>,
 ) -> Option<Arc<Publication>> {
     let publication = config.publication.clone()?;
-    let api = Arc::new(Api::new(publication.server.clone(), config.clock));
+    let api = Arc::new(Api::new(publication.server.clone(), Caller::Issuer, config.clock));
     let longest = config.x509_ttl.max(config.jwt_ttl);
     let domain = config.trust_domain.clone();
     Some(Arc::new(Publication::new(
@@ -216,7 +217,11 @@ fn publication(
 
 fn configuration(config: &Config, keys: &Arc<Keys>) -> Option<WebhookConfiguration> {
     let (server, object) = config.inject.as_ref()?.configuration.clone()?;
-    Some(WebhookConfiguration::new(Arc::new(Api::new(server, config.clock)), object, Arc::clone(keys)))
+    Some(WebhookConfiguration::new(
+        Arc::new(Api::new(server, Caller::Issuer, config.clock)),
+        object,
+        Arc::clone(keys),
+    ))
 }
 
 /// Rotates keys and certificate as their time comes. What fails is tried again: everything in use is good for

@@ -6,6 +6,7 @@ use tokio_util::time::delay_queue;
 use super::handle::Reply;
 use crate::Error;
 use crate::identity::{Push, Workload};
+use crate::sources::Stale;
 use crate::volume::{News, Volume};
 
 /// A volume's place.
@@ -23,6 +24,8 @@ pub(super) struct Slot {
     pub(super) news: Vec<(News, Reply)>,
     /// The change of the pod's identity that came last during the turn.
     pub(super) push: Option<Push>,
+    /// What stores reported as changed during the turn.
+    pub(super) stale: Vec<Stale>,
 }
 
 impl Slot {
@@ -36,6 +39,7 @@ impl Slot {
             waiting: vec![reply],
             news: Vec::new(),
             push: None,
+            stale: Vec::new(),
         }
     }
 

@@ -1,6 +1,7 @@
 mod outage;
 mod policies;
 mod pushes;
+mod stale;
 mod told;
 
 use std::os::fd::OwnedFd;

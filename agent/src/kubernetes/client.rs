@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -50,6 +50,25 @@ impl Patch {
     }
 }
 
+/// Which of the two processes asks, as the API server's audit log shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// The agent of a node.
+    Agent,
+    /// A replica of the issuer.
+    Issuer,
+}
+
+impl Caller {
+    /// Product, version and comment of RFC 9110 §10.1.5.
+    fn user_agent(self) -> &'static str {
+        match self {
+            Self::Agent => concat!("countersign-agent/", env!("CARGO_PKG_VERSION"), " (agent)"),
+            Self::Issuer => concat!("countersign-agent/", env!("CARGO_PKG_VERSION"), " (issuer)"),
+        }
+    }
+}
+
 /// A request before it is sent.
 struct Question<'a> {
     method: Method,
@@ -63,6 +82,7 @@ struct Question<'a> {
 /// A client of the API server; connections are kept and shared.
 pub(crate) struct Api {
     url: Uri,
+    caller: Caller,
     /// Made anew when the certificate authority's file changes.
     client: Reread<HttpClient>,
     token: Reread<Secret>,
@@ -71,9 +91,10 @@ pub(crate) struct Api {
 
 impl Api {
     /// A client; it connects when it is first used.
-    pub(crate) fn new(server: Server, clock: Clock) -> Self {
+    pub(crate) fn new(server: Server, caller: Caller, clock: Clock) -> Self {
         Self {
             url: server.url,
+            caller,
             client: Reread::new("certificate authority", server.ca, clock, move |pem| {
                 http_client(pem, clock)
             }),
@@ -168,6 +189,7 @@ impl Api {
         let mut request = Request::builder()
             .method(&question.method)
             .uri(Uri::from_parts(parts).map_err(|_| self.unwritable())?)
+            .header(USER_AGENT, self.caller.user_agent())
             .header(AUTHORIZATION, bearer)
             .header(ACCEPT, "application/json");
         if !question.media_type.is_empty() {

@@ -10,7 +10,7 @@ use crate::clock::Clock;
 use crate::kubernetes::events::{Events, Recorder};
 use crate::kubernetes::pods::Pods;
 use crate::kubernetes::taint::StartupTaint;
-use crate::kubernetes::{Api, ApiArgs};
+use crate::kubernetes::{Api, ApiArgs, Caller};
 use crate::metrics::Metrics;
 use crate::notify::{Notices, Notifier};
 
@@ -71,7 +71,7 @@ impl Duties {
         };
         let server =
             api.server(needed_by).map_err(|problem| anyhow::anyhow!("--kubernetes-url: {problem}"))?;
-        let api = Arc::new(Api::new(server, clock));
+        let api = Arc::new(Api::new(server, Caller::Agent, clock));
         let taint = taint
             .map(|taint| {
                 let (taint, driver) = (taint.to_owned(), args.driver_name.clone());

@@ -29,7 +29,7 @@ use crate::identity::key::PrivateKey;
 use crate::identity::svid::moment;
 use crate::issuer::root::{Root, live};
 use crate::issuer::tests::cluster::{NOW, write};
-use crate::kubernetes::{Api, Server};
+use crate::kubernetes::{Api, Caller, Server};
 
 /// An answer by script: a status, headers and a body; or none, for ever.
 pub(crate) enum Reply {
@@ -145,7 +145,7 @@ impl ApiServer {
     }
 
     pub(crate) fn api(&self, dir: &Path, clock: Clock) -> Arc<Api> {
-        Arc::new(Api::new(self.server(dir), clock))
+        Arc::new(Api::new(self.server(dir), Caller::Agent, clock))
     }
 
     /// The next question is answered like this.
@@ -418,6 +418,7 @@ async fn answer(request: Request<Incoming>, state: Arc<State>) -> Response<Body>
         "authorization": header("authorization"),
         "content-type": header("content-type"),
         "accept": header("accept"),
+        "user-agent": header("user-agent"),
     });
     let (method, uri) = (request.method().to_string(), request.uri().clone());
     let media = header("content-type").unwrap_or_default();

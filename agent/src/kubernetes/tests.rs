@@ -42,6 +42,7 @@ async fn the_exact_requests() {
         json!({
             "method": method, "path": path, "authorization": format!("Bearer {token}"),
             "content-type": media, "accept": "application/json",
+            "user-agent": concat!("countersign-agent/", env!("CARGO_PKG_VERSION"), " (agent)"),
         })
     };
     assert_eq!(
@@ -92,14 +93,18 @@ async fn each_fault_says_who_what_and_why() {
 
     std::fs::remove_file(cluster.path("token")).unwrap();
     let bare = Cluster::new();
-    let lost =
-        Arc::new(Api::new(Server { token: bare.path("none"), ..server.server(bare.dir.path()) }, clock()));
+    let lost = Arc::new(Api::new(
+        Server { token: bare.path("none"), ..server.server(bare.dir.path()) },
+        Caller::Agent,
+        clock(),
+    ));
     let error = lost.get::<ConfigMap>(PATH).await.unwrap_err().to_string();
     assert!(
         error.starts_with("API server token ") && error.ends_with("none: can't be read: entity not found")
     );
     let nowhere = Server { url: "https://127.0.0.1:1".parse().unwrap(), ..server.server(bare.dir.path()) };
-    let error = Api::new(nowhere, clock()).get::<ConfigMap>(PATH).await.unwrap_err().to_string();
+    let error =
+        Api::new(nowhere, Caller::Agent, clock()).get::<ConfigMap>(PATH).await.unwrap_err().to_string();
     assert!(error.starts_with("API server 127.0.0.1:1: ") && error.contains("refused"), "{error}");
 }
 

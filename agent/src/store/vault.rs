@@ -11,7 +11,9 @@ mod answer;
 mod client;
 pub mod config;
 mod document;
+mod events;
 pub mod explain;
+mod kind;
 mod learned;
 mod lease;
 mod login;
@@ -33,28 +35,27 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Method as Verb;
-use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::error::Error;
-use crate::sources::{Ask, Mint};
+use crate::sources::{Ask, Mint, Stale};
 use crate::spiffe::SpiffeId;
 
 use super::allow::Rule;
 use super::{Answer, Fetched, Fresh, Held};
-use client::{Call, Client, Credential};
-use config::{Inline, Method, Namespace, Settings, VaultConfig};
+use client::Client;
+use config::{Namespace, Settings, VaultConfig};
 use document::Versions;
+use events::{Events, Watch};
 use learned::Learned;
 use lease::{Lease, Standing};
 use login::Door;
 pub use meters::Families;
 use meters::Meters;
-use mount::Mounts;
+use mount::{Engine, Mounts};
 use read::{Known, Outcome, Reading};
 use reaper::{Reaper, Revocation};
 use session::{Session, Sessions};
@@ -63,8 +64,6 @@ use wrapping::Unwrapped;
 
 /// How often sessions that nobody uses are looked for.
 const SWEEP: Duration = Duration::from_secs(15);
-/// What a server said of itself is believed for this long.
-const KIND_AGE: Duration = Duration::from_secs(3600);
 
 /// The store. Clones are the same store.
 #[derive(Clone)]
@@ -87,6 +86,8 @@ struct Inner {
     inline: tokio::sync::Mutex<Option<(bool, Instant)>>,
     reaper: Reaper,
     inbox: tokio::sync::Mutex<mpsc::UnboundedReceiver<Revocation>>,
+    /// None: changes are not listened for.
+    events: Option<Events>,
     meters: Meters,
 }
 
@@ -98,6 +99,14 @@ pub struct Holding {
     /// The plain secret as it was read last, for a look whether it is still the same.
     known: Option<Arc<Known>>,
     unwrapped: Option<Arc<Unwrapped>>,
+    watch: Option<Arc<Watch>>,
+}
+
+impl Holding {
+    /// Whether the server tells of changes, in words; none: it was not asked to.
+    pub(super) fn told(&self) -> Option<String> {
+        self.watch.as_ref().map(|watch| watch.told())
+    }
 }
 
 impl fmt::Debug for Holding {
@@ -112,15 +121,6 @@ impl fmt::Debug for VaultStore {
     }
 }
 
-/// What a server says of itself at `sys/health`.
-#[derive(Deserialize)]
-struct Health {
-    #[serde(default)]
-    version: String,
-    /// Vault says whether it is its Enterprise edition; `OpenBao`, which has no editions, does not.
-    enterprise: Option<bool>,
-}
-
 impl VaultStore {
     /// Opens the store. Nobody is asked yet: a server that is down now must not keep the agent from starting.
     ///
@@ -132,6 +132,7 @@ impl VaultStore {
             Settings::parse(config).map_err(|problem| Error::Unusable { store: name.to_owned(), problem })?;
         let client = Client::new(Arc::clone(&store), &settings, clock)?;
         let (reaper, inbox) = Reaper::new();
+        let meters = families.of(name);
         Ok(Self(Arc::new(Inner {
             door: Door { client, login: settings.login, clock },
             namespace: settings.namespace,
@@ -145,7 +146,8 @@ impl VaultStore {
             inline: tokio::sync::Mutex::default(),
             reaper,
             inbox: tokio::sync::Mutex::new(inbox),
-            meters: families.of(name),
+            events: settings.events.then(|| Events::new(meters.clone())),
+            meters,
             name: store,
         })))
     }
@@ -168,7 +170,13 @@ impl VaultStore {
         store.allowed(id, &wanted)?;
         let mut holding = match held.take() {
             Some(Held::Vault(holding)) => holding,
-            None => Holding { session: store.sessions.of(id), lease: None, known: None, unwrapped: None },
+            None => Holding {
+                session: store.sessions.of(id),
+                lease: None,
+                known: None,
+                unwrapped: None,
+                watch: None,
+            },
         };
         *held = Some(Held::Vault(holding.clone()));
         if let Some(lease) = &holding.lease {
@@ -212,11 +220,13 @@ impl VaultStore {
             Outcome::Apart => return Ok(Answer::Apart),
             Outcome::Unchanged(fetched, known) => {
                 holding.known = Some(known);
+                store.listen(ask, &wanted, &namespace, &mut holding);
                 *held = Some(Held::Vault(holding));
                 return Ok(Answer::Kept(fetched));
             }
             Outcome::Plain(fetched, known) => {
                 holding.known = known;
+                store.listen(ask, &wanted, &namespace, &mut holding);
                 fetched
             }
             Outcome::Leased(fetched, lease) => {
@@ -246,7 +256,20 @@ impl VaultStore {
             }
         };
         let reaping = reaper::run(&store.door, &store.name, &store.meters, &mut inbox, &shutdown);
-        tokio::join!(sweeping, reaping);
+        let listening = async {
+            if let Some(events) = &store.events {
+                events.run(&store.door, &store.name, &shutdown).await;
+            }
+        };
+        tokio::join!(sweeping, reaping, listening);
+    }
+
+    /// The next secret that the server reported as changed; never, where it is not listened to.
+    pub async fn stale(&self) -> Stale {
+        match &self.0.events {
+            Some(events) => events.stale().await,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -263,6 +286,20 @@ impl Inner {
                 self.name, wanted.path
             ),
         })
+    }
+
+    /// Sees that changes of a key-value secret are heard of from now on, where that is configured.
+    fn listen(&self, ask: Ask<'_>, wanted: &Wanted, namespace: &Namespace, holding: &mut Holding) {
+        let Some(events) = &self.events else { return };
+        let (path, session) = (&wanted.path, &holding.session);
+        let mount = self.mounts.of(namespace, path, self.door.clock.now());
+        if !mount.is_some_and(|mount| matches!(mount.engine, Engine::KvV1 | Engine::KvV2)) {
+            return;
+        }
+        if !holding.watch.as_ref().is_some_and(|watch| watch.is(session, path)) {
+            let id = &ask.caller.identity.spiffe_id;
+            holding.watch = Some(Arc::new(events.watch(id, namespace, session, path, ask.source)));
+        }
     }
 
     /// Whether the path's answers have a lease, if that is known by experience.
@@ -303,49 +340,4 @@ impl Inner {
         holding.unwrapped = Some(unwrapped);
         Ok(Fetched { document, ..fetched })
     }
-
-    /// Whether plain reads log in and read at once.
-    async fn inline(&self) -> bool {
-        match (self.door.login.method, self.door.login.inline) {
-            (Method::Inline, _) => return true,
-            (Method::Jwt, Inline::Auto) => {}
-            (Method::Jwt | Method::Cert | Method::Spiffe, _) => return false,
-        }
-        let mut known = self.inline.lock().await;
-        let now = self.door.clock.now();
-        if let Some((inline, at)) = *known
-            && now.duration_since(at) < KIND_AGE
-        {
-            return inline;
-        }
-        let call = Call {
-            method: &Verb::GET,
-            path: "sys/health?standbyok=true&perfstandbyok=true",
-            namespace: &Namespace::default(),
-            credential: Credential::None,
-            wrap: None,
-            body: None,
-            repeatable: true,
-        };
-        let Ok(reply) = self.door.client.call(call).await else { return false };
-        let health = serde_json::from_slice::<Health>(&reply.body).ok();
-        let inline = health.as_ref().is_some_and(offers_inline);
-        if let Some(health) = health {
-            tracing::info!(
-                store = &*self.name,
-                version = health.version,
-                inline,
-                "the server says what it is"
-            );
-        }
-        *known = Some((inline, now));
-        inline
-    }
-}
-
-/// `OpenBao` from 2.4 on. Its health names a version as Vault's does, and even Vault's replication, but no edition.
-fn offers_inline(health: &Health) -> bool {
-    let mut numbers = health.version.split(['.', '-', '+']).map(|part| part.parse::<u32>().unwrap_or(0));
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    health.enterprise.is_none() && version >= (2, 4)
 }

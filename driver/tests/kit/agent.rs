@@ -313,6 +313,9 @@ impl Agent for Service {
         let id = request.into_inner().volume_id;
         self.state.lock().unwrap().calls.push(Call::Forget(id.clone()));
         self.hear().await;
+        if matches!(*self.behaviour.publish.borrow(), Manner::Refuse(Code::Unimplemented, _)) {
+            return Err(Status::unimplemented(""));
+        }
         self.state.lock().unwrap().volumes.remove(&id);
         Ok(Response::new(ForgetResponse {}))
     }

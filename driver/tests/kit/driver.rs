@@ -53,18 +53,21 @@ impl Start {
         self
     }
 
+    /// With a link directory of its own, as another pod has.
+    pub fn beside(self, link: &std::path::Path) -> Self {
+        self.option(format!("--link-dir={}", link.display()))
+    }
+
     fn line(&self, ground: &Ground) -> Vec<String> {
         // The agent of these tests runs as the user that runs them.
         let uid = rustix::process::geteuid().as_raw();
-        let mut line = vec![
-            "--node-id=n1".to_owned(),
-            format!("--link-dir={}", ground.link().display()),
-            "--log-format=text".to_owned(),
-            "--log-level=debug".to_owned(),
-        ];
-        for (option, value) in
-            [("--kubelet-root", ground.root().display().to_string()), ("--agent-uid", uid.to_string())]
-        {
+        let mut line =
+            vec!["--node-id=n1".to_owned(), "--log-format=text".to_owned(), "--log-level=debug".to_owned()];
+        for (option, value) in [
+            ("--kubelet-root", ground.root().display().to_string()),
+            ("--agent-uid", uid.to_string()),
+            ("--link-dir", ground.link().display().to_string()),
+        ] {
             if !self.options.iter().any(|given| given.starts_with(option)) {
                 line.push(format!("{option}={value}"));
             }
@@ -84,7 +87,9 @@ impl Start {
             .stderr(File::options().create(true).append(true).open(&log).unwrap())
             .spawn()
             .unwrap();
-        Process { child, socket: ground.csi_socket(), link: ground.link(), log }
+        let given = self.options.iter().find_map(|option| option.strip_prefix("--link-dir="));
+        let link = given.map_or_else(|| ground.link(), PathBuf::from);
+        Process { child, socket: ground.csi_socket(), link, log }
     }
 
     /// Starts the driver's binary and waits until it answers.

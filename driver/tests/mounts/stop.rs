@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rustix::process::Signal;
+use tonic::Code;
 
 use crate::kit::agent::{FakeAgent, Manner};
 use crate::kit::driver::Start;
@@ -83,4 +84,59 @@ async fn what_it_cannot_do_without_ends_it_with_the_reason() {
     let ground = Ground::new();
     let mut driver = Start::default().option("--kubelet-root=/nowhere").spawn(&ground);
     assert_eq!(driver.ended().await.code(), Some(1));
+}
+
+/// A second installation would take the first one's sockets away, and the first would take them back at its restart.
+#[tokio::test]
+async fn a_second_driver_stands_by_until_the_first_has_ended() {
+    let ground = Ground::new();
+    let agent = FakeAgent::start(&ground.link());
+    let first = Start::default().run(&ground).await;
+    let volume = ground.volume("pod-1");
+    first.publish(&volume).await.unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut second = Start::default().beside(elsewhere.path()).run(&ground).await;
+    let told = second.status()["standing_by"].as_str().unwrap().to_owned();
+    assert!(told.starts_with("another countersign driver serves kubelet from "), "{told}");
+    assert!(told.contains("remove one of the two installations"), "{told}");
+    assert_eq!(second.status()["registered"], false);
+    // It is alive for kubelet, and the first one serves on.
+    assert!(countersign_driver::probe::ask(elsewhere.path()).is_ok());
+    first.publish(&ground.volume("pod-2")).await.unwrap();
+    assert_eq!(agent.publishes(), 2);
+    first.kill().await;
+    eventually("it takes over", || second.status()["standing_by"].is_null()).await;
+    assert_eq!(second.status()["volumes"], 2);
+    assert_eq!(volume.read(), "token-1");
+    // One that is told to stop while it stands by does.
+    let third_place = tempfile::tempdir().unwrap();
+    let mut third = Start::default().beside(third_place.path()).run(&ground).await;
+    third.signal(Signal::TERM);
+    assert!(third.ended().await.success());
+    second.signal(Signal::TERM);
+    assert!(second.ended().await.success());
+}
+
+/// Driver and agent are of one release, but for the moments of a change.
+#[tokio::test]
+async fn an_agent_that_lacks_a_call_is_said_to_be_of_another_version() {
+    let ground = Ground::new();
+    let agent = FakeAgent::start_as(&ground.link(), Manner::Refuse(Code::Unimplemented, ""));
+    let driver = Start::default().run(&ground).await;
+    let volume = ground.volume("pod-1");
+    let status = driver.publish(&volume).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(
+        status.message().starts_with("the countersign agent does not know the call Publish"),
+        "{status:?}"
+    );
+    assert!(status.message().ends_with("install both from one release"), "{status:?}");
+    // The right one comes in its place, and kubelet has tried again.
+    agent.behave(Manner::Fill);
+    driver.publish(&volume).await.unwrap();
+    // One that can't be told of an end hears of it with the list of the next connection, and is not told again and again.
+    agent.behave(Manner::Refuse(Code::Unimplemented, ""));
+    driver.unpublish(&volume).await.unwrap();
+    let log = driver.log();
+    assert!(!log.contains("the agent has not heard"), "{log}");
 }

@@ -41,7 +41,7 @@ struct Object {
 pub struct Kind {
     /// The service account's name.
     pub account: String,
-    /// What the client calls itself, up to its first slash.
+    /// What the client calls itself.
     pub agent: String,
     /// Such as `create`.
     pub verb: String,
@@ -80,7 +80,7 @@ impl Requests {
             });
             let kind = Kind {
                 account: format!("countersign-{account}"),
-                agent: event.user_agent.split('/').next().unwrap_or_default().to_owned(),
+                agent: event.user_agent,
                 verb: event.verb,
                 resource,
             };
@@ -99,6 +99,24 @@ impl Requests {
         Self(self.0.iter().filter_map(more).collect())
     }
 
+    /// How many each account has made.
+    pub fn by_account(&self) -> BTreeMap<&str, u64> {
+        let mut all = BTreeMap::new();
+        for (kind, count) in &self.0 {
+            *all.entry(kind.account.as_str()).or_default() += count;
+        }
+        all
+    }
+
+    /// The kinds whose client does not say which of our processes it is.
+    pub fn nameless(&self) -> Vec<&Kind> {
+        let named = |kind: &&Kind| {
+            let process = kind.account.trim_start_matches("countersign-");
+            kind.agent.starts_with("countersign-agent/") && kind.agent.ends_with(&format!(" ({process})"))
+        };
+        self.0.keys().filter(|kind| !named(kind)).collect()
+    }
+
     /// How many there were.
     pub fn count(&self) -> u64 {
         self.0.values().sum()
@@ -110,7 +128,7 @@ impl Requests {
     }
 }
 
-/// `12 countersign-issuer create tokenreviews (countersign)` and so on, the most first.
+/// `12 countersign-issuer create tokenreviews (countersign-agent/1.0.0 (issuer))` and so on, the most first.
 impl fmt::Display for Requests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut kinds: Vec<_> = self.0.iter().collect();
@@ -130,7 +148,7 @@ mod tests {
     fn line(stage: &str, verb: &str, user: &str, resource: &str) -> String {
         let user = format!("system:serviceaccount:{user}");
         let event = serde_json::json!({"stage": stage, "verb": verb, "user": {"username": user},
-            "userAgent": "countersign-agent/0.1.0 (linux)", "objectRef": {"resource": resource}});
+            "userAgent": "countersign-agent/0.1.0 (issuer)", "objectRef": {"resource": resource}});
         format!("{event}\n")
     }
 
@@ -151,7 +169,15 @@ mod tests {
         .concat();
         let since = Requests::of(&text).since(&before);
         assert_eq!((since.count(), since.of_kind("create", "tokenreviews")), (2, 1));
+        assert_eq!(since.by_account(), BTreeMap::from([("countersign-issuer", 2)]));
+        assert!(since.nameless().is_empty());
+        let agent = format!("{SYSTEM}:countersign-agent");
+        let stranger = Requests::of(&line("ResponseComplete", "get", &agent, "configmaps"));
+        assert_eq!(stranger.nameless().len(), 1, "the agent's account, and the issuer's name");
         let told = since.to_string();
-        assert!(told.contains("1 countersign-issuer create tokenreviews (countersign-agent)"), "{told}");
+        assert!(
+            told.contains("1 countersign-issuer create tokenreviews (countersign-agent/0.1.0 (issuer))"),
+            "{told}"
+        );
     }
 }

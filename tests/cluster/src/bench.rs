@@ -269,6 +269,18 @@ async fn rest(audit: &Path, table: &mut Table) -> Result<()> {
         target: "one review per renewed identity",
         beside: format!("{} in {} s: {asked}", asked.count(), REST.as_secs()),
     });
+    for (what, account) in [
+        ("of which countersign-agent, per minute and hour", "countersign-agent"),
+        ("of which countersign-issuer, per minute and hour", "countersign-issuer"),
+    ] {
+        let count = asked.by_account().get(account).copied().unwrap_or_default();
+        table.rows.push(Row {
+            what,
+            measured: format!("{} / {}", count * 60 / REST.as_secs(), count * 3600 / REST.as_secs()),
+            target: "-",
+            beside: "-".to_owned(),
+        });
+    }
     Ok(())
 }
 

@@ -79,7 +79,22 @@ impl Helm {
 
     /// What would be installed.
     pub async fn render(&self, values: &Value) -> Result<String> {
-        self.apply(&["template"], RELEASE, SYSTEM, values).await
+        // It asks no cluster what it can do.
+        let cluster = [
+            "template",
+            "--kube-version=1.37",
+            "--api-versions=admissionregistration.k8s.io/v1/MutatingAdmissionPolicy",
+        ];
+        self.apply(&cluster, RELEASE, SYSTEM, values).await
+    }
+
+    /// What these templates would install into another namespace.
+    pub async fn render_part(&self, templates: &[&str], namespace: &str, values: &Value) -> Result<String> {
+        let mut verb = vec!["template"];
+        for template in templates {
+            verb.extend(["--show-only", template]);
+        }
+        self.apply(&verb, RELEASE, namespace, values).await
     }
 
     async fn apply(&self, verb: &[&str], release: &str, namespace: &str, values: &Value) -> Result<String> {

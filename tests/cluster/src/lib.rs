@@ -5,6 +5,7 @@ pub mod admission;
 pub mod audit;
 pub mod bench;
 pub mod canary;
+pub mod cases;
 pub mod cgroups;
 pub mod chart;
 pub mod cluster;

@@ -1,5 +1,6 @@
 //! Pods as a user makes them, each case in a namespace of its own.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -205,6 +206,23 @@ impl Space {
     pub async fn log(&self, pod: &str, container: &str) -> Result<String> {
         let of = LogParams { container: Some(container.to_owned()), ..LogParams::default() };
         Ok(self.api::<Pod>().logs(pod, &of).await?)
+    }
+
+    /// For whoever has to find out what went wrong: the events on all pods, and the ends of their logs.
+    pub async fn tails(&self, lines: usize) -> String {
+        let mut text = String::new();
+        for pod in self.api::<Pod>().list(&ListParams::default()).await.into_iter().flatten() {
+            let Ok(name) = name(&pod) else { continue };
+            let events = self.events(name).await.unwrap_or_default();
+            writeln!(text, "--- pod {name}: {events:#?}").ok();
+            for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
+                let log = self.log(name, &container.name).await.unwrap_or_default();
+                let skip = log.lines().count().saturating_sub(lines);
+                let end: Vec<_> = log.lines().skip(skip).collect();
+                writeln!(text, "--- {name}/{}\n{}", container.name, end.join("\n")).ok();
+            }
+        }
+        text
     }
 
     /// Removes the namespace and all in it, without waiting.

@@ -1,7 +1,5 @@
 //! What every case has: a cluster with the chart installed, ours or one that runs already.
 
-use std::fmt::Write;
-use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,71 +11,25 @@ use countersign_tests::scratch::Scratch;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 use serde_json::{Value, json};
-use tokio::sync::RwLock;
-use tokio::time::timeout;
 
+pub use crate::cases::{Kind, case};
 use crate::chart::{Helm, Images, values};
 use crate::cluster::{Cluster, Options};
 use crate::namespace::{Entered, enter};
 use crate::pods::Space;
 use crate::secrets::{SYSTEM, Store};
 use crate::target::client;
-use crate::{canary, images, tools};
+use crate::{canary, cases, images, tools};
 
-/// No case takes longer than this unless something hangs.
-const LIMIT: Duration = Duration::from_secs(300);
 /// How often kubelet looks at each pod in the tests: what waits for a ConfigMap or a republish waits for this.
 const SYNC: Duration = Duration::from_secs(10);
 /// The most that the parts of Kubernetes say without the bodies of answers.
 const VERBOSITY: u8 = 7;
-/// How many harmless cases run at once.
-const PARALLEL: usize = 6;
-
-/// What a case does to others, and what it needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Looks after itself; on every cluster.
-    Harmless,
-    /// Disturbs others, and runs alone; on every cluster.
-    Alone,
-    /// Needs the node itself in hand; runs alone.
-    Node,
-}
 
 /// One test case.
-pub struct Case {
-    name: &'static str,
-    kind: Kind,
-    run: Box<dyn FnOnce(Arc<World>) -> Result<()> + Send>,
-}
-
-/// A case that runs a future on a runtime of its own.
-pub fn case<F: Future<Output = Result<()>>>(
-    name: &'static str,
-    kind: Kind,
-    body: impl FnOnce(Arc<World>) -> F + Send + 'static,
-) -> Case {
-    let run = move |world: Arc<World>| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        runtime.block_on(async {
-            let body = async {
-                timeout(LIMIT, body(Arc::clone(&world)))
-                    .await
-                    .with_context(|| format!("not done within {LIMIT:?}"))?
-            };
-            if kind == Kind::Harmless {
-                let _others_too = world.order.read().await;
-                body.await
-            } else {
-                let _alone = world.order.write().await;
-                body.await
-            }
-        })
-    };
-    Case { name, kind, run: Box::new(run) }
-}
+pub type Case = crate::cases::Case<World>;
 
 /// The cluster and what is needed to use it.
 pub struct World {
@@ -88,7 +40,6 @@ pub struct World {
     agent: PathBuf,
     directory: PathBuf,
     image: String,
-    order: RwLock<()>,
 }
 
 impl World {
@@ -171,16 +122,7 @@ impl World {
         store.write_all(&canary::documents()).await?;
         let helm = Helm::new(kubeconfig.as_deref(), directory)?;
         let values = values(&release, level);
-        let world = Self {
-            cluster,
-            kubeconfig,
-            helm,
-            values,
-            agent,
-            directory: directory.to_owned(),
-            image,
-            order: RwLock::new(()),
-        };
+        let world = Self { cluster, kubeconfig, helm, values, agent, directory: directory.to_owned(), image };
         if let Err(error) = world.helm.install(&world.values).await {
             let report = world.report().await;
             return Err(error.context(report));
@@ -190,24 +132,10 @@ impl World {
 
     /// What may tell why something failed.
     async fn report(&self) -> String {
-        let mut text = String::new();
-        if let Ok(system) = self.system().await {
-            let pods =
-                system.api::<k8s_openapi::api::core::v1::Pod>().list(&kube::api::ListParams::default()).await;
-            for pod in pods.into_iter().flatten() {
-                let name = pod.metadata.name.clone().unwrap_or_default();
-                let events = system.events(&name).await.unwrap_or_default();
-                writeln!(text, "--- pod {name}: {events:#?}").ok();
-                for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
-                    let log = system.log(&name, &container.name).await.unwrap_or_default();
-                    let skip = log.lines().count().saturating_sub(25);
-                    writeln!(text, "--- {name}/{}", container.name).ok();
-                    for line in log.lines().skip(skip) {
-                        writeln!(text, "    {line}").ok();
-                    }
-                }
-            }
-        }
+        let mut text = match self.system().await {
+            Ok(system) => system.tails(25).await,
+            Err(error) => format!("{error:#}\n"),
+        };
         if let Some(cluster) = &self.cluster {
             text += &cluster.tails(15);
         }
@@ -218,9 +146,8 @@ impl World {
 /// Runs the cases as the standard harness would, its arguments included, on one cluster. To be called first in `main`.
 pub fn main(cases: Vec<Case>) -> Result<ExitCode> {
     let arguments = Arguments::from_args();
-    if arguments.list {
-        let trials = cases.into_iter().map(|case| Trial::test(case.name, || Ok(())));
-        return Ok(libtest_mimic::run(&arguments, trials.collect()).exit_code());
+    if let Some(code) = cases::listed(&arguments, &cases) {
+        return Ok(code);
     }
     let foreign = std::env::var_os("KUBECONFIG").is_some();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -241,32 +168,16 @@ pub fn main(cases: Vec<Case>) -> Result<ExitCode> {
 
 fn run(
     runtime: &tokio::runtime::Runtime,
-    mut arguments: Arguments,
+    arguments: Arguments,
     cases: Vec<Case>,
     cluster: Option<Cluster>,
     directory: &Path,
 ) -> Result<ExitCode> {
     let node = cluster.is_some();
     let world = Arc::new(runtime.block_on(World::new(cluster, directory, "trace"))?);
-    arguments.test_threads = arguments.test_threads.or(Some(PARALLEL));
-    let lacking = cases.iter().filter(|case| case.kind == Kind::Node && !node).count();
-    let trials = cases.into_iter().map(|case| {
-        let (world, run) = (Arc::clone(&world), case.run);
-        let ignored = case.kind == Kind::Node && !node;
-        Trial::test(case.name, move || run(world).map_err(|error| Failed::from(format!("{error:#}"))))
-            .with_ignored_flag(ignored)
-    });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    if lacking > 0 {
-        tell(&format!("{lacking} cases are ignored: they need a node in hand; `make cluster-test` has one"));
-    }
+    let conclusion = cases::run(arguments, cases, &world, node);
     if conclusion.has_failed() {
-        tell(&runtime.block_on(world.report()));
+        cases::tell(&runtime.block_on(world.report()));
     }
     Ok(conclusion.exit_code())
-}
-
-#[expect(clippy::print_stderr, reason = "a test harness speaks to who runs it")]
-fn tell(text: &str) {
-    eprintln!("{text}");
 }

@@ -1,7 +1,5 @@
 //! What every case has: a node, SPIRE on it, and the chart installed as `docs/spire.md` has it.
 
-use std::fmt::Write;
-use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+pub use countersign_cluster::cases::{Kind, case};
 use countersign_cluster::chart::{Helm, Images, values};
 use countersign_cluster::cluster::{Cluster, Options};
 use countersign_cluster::namespace::{Entered, enter};
@@ -16,17 +15,15 @@ use countersign_cluster::pods::{LIMIT, Space, is_ready, name, uid, until};
 use countersign_cluster::secrets::{SYSTEM, Store};
 use countersign_cluster::target::client;
 use countersign_cluster::tools::tool;
-use countersign_cluster::{images, node};
+use countersign_cluster::{cases, images, node};
 use countersign_tests::http::Metrics;
 use countersign_tests::processes::workspace;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::api::ListParams;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
-use tokio::sync::RwLock;
-use tokio::time::timeout;
 
 use crate::entry::Entry;
 use crate::files::{Files, Follower};
@@ -34,10 +31,6 @@ use crate::page::{self, Broker};
 use crate::spire::{BROKER_SOCKET, Spire, TRUST_DOMAIN, WORKLOAD_SOCKET};
 use crate::vault::Vault;
 
-/// No case takes longer than this unless something hangs.
-const LIMIT_OF_CASE: Duration = Duration::from_secs(240);
-/// How many harmless cases run at once.
-const PARALLEL: usize = 6;
 /// What an operator has to give the SPIRE agent.
 const AGENT_RIGHTS: &str = r#"
 apiVersion: v1
@@ -63,46 +56,8 @@ subjects:
 - {kind: ServiceAccount, name: spire-agent, namespace: spire}
 "#;
 
-/// What a case does to others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Looks after itself.
-    Harmless,
-    /// Disturbs others, and runs alone.
-    Alone,
-}
-
 /// One test case.
-pub struct Case {
-    name: &'static str,
-    run: Box<dyn FnOnce(Arc<World>) -> Result<()> + Send>,
-}
-
-/// A case that runs a future on a runtime of its own.
-pub fn case<F: Future<Output = Result<()>>>(
-    name: &'static str,
-    kind: Kind,
-    body: impl FnOnce(Arc<World>) -> F + Send + 'static,
-) -> Case {
-    let run = move |world: Arc<World>| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        runtime.block_on(async {
-            let limited = async {
-                timeout(LIMIT_OF_CASE, body(Arc::clone(&world)))
-                    .await
-                    .with_context(|| format!("not done within {LIMIT_OF_CASE:?}"))?
-            };
-            if kind == Kind::Harmless {
-                let _others_too = world.order.read().await;
-                limited.await
-            } else {
-                let _alone = world.order.write().await;
-                limited.await
-            }
-        })
-    };
-    Case { name, run: Box::new(run) }
-}
+pub type Case = cases::Case<World>;
 
 /// The node and all that runs on it.
 pub struct World {
@@ -119,7 +74,6 @@ pub struct World {
     pub cluster: Cluster,
     /// The run's own directory.
     pub directory: PathBuf,
-    order: RwLock<()>,
     /// Held by whoever applies a manifest.
     applying: Mutex<()>,
 }
@@ -157,7 +111,6 @@ impl World {
             spire,
             cluster,
             directory: directory.to_owned(),
-            order: RwLock::new(()),
             applying: Mutex::default(),
         };
         world.prepare(&agent, secrets).await.map_err(|error| error.context(world.spire.said()))?;
@@ -236,21 +189,11 @@ impl World {
 
     /// What may tell why something failed.
     pub async fn report(&self) -> String {
-        let mut text = self.spire.said();
-        if let Ok(system) = self.system().await {
-            for pod in system.api::<Pod>().list(&ListParams::default()).await.into_iter().flatten() {
-                let Ok(name) = name(&pod) else { continue };
-                let events = system.events(name).await.unwrap_or_default();
-                writeln!(text, "--- pod {name}: {events:#?}").ok();
-                for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
-                    let log = system.log(name, &container.name).await.unwrap_or_default();
-                    let skip = log.lines().count().saturating_sub(40);
-                    let lines: Vec<_> = log.lines().skip(skip).collect();
-                    writeln!(text, "--- {name}/{}\n{}", container.name, lines.join("\n")).ok();
-                }
-            }
-        }
-        text + &self.cluster.tails(10)
+        let ours = match self.system().await {
+            Ok(system) => system.tails(40).await,
+            Err(error) => format!("{error:#}\n"),
+        };
+        self.spire.said() + &ours + &self.cluster.tails(10)
     }
 
     /// Waits until the release is ready.
@@ -292,23 +235,17 @@ pub fn follow(pod: &Pod) -> Result<Follower> {
 
 /// Runs the cases as the standard harness would, its arguments included, on one node. To be called first in `main`.
 pub fn main(cases: Vec<Case>, secrets: &[(&str, Value)]) -> Result<ExitCode> {
-    let mut arguments = Arguments::from_args();
-    if arguments.list {
-        let trials = cases.into_iter().map(|case| Trial::test(case.name, || Ok(())));
-        return Ok(libtest_mimic::run(&arguments, trials.collect()).exit_code());
+    let arguments = Arguments::from_args();
+    if let Some(code) = cases::listed(&arguments, &cases) {
+        return Ok(code);
     }
     let (runtime, world) = match begin(secrets)? {
         Ok(begun) => begun,
         Err(code) => return Ok(code),
     };
-    arguments.test_threads = arguments.test_threads.or(Some(PARALLEL));
-    let trials = cases.into_iter().map(|case| {
-        let (world, run) = (Arc::clone(&world), case.run);
-        Trial::test(case.name, move || run(world).map_err(|error| Failed::from(format!("{error:#}"))))
-    });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let conclusion = cases::run(arguments, cases, &world, true);
     if conclusion.has_failed() {
-        tell(&runtime.block_on(world.report()));
+        cases::tell(&runtime.block_on(world.report()));
     }
     Ok(conclusion.exit_code())
 }
@@ -320,7 +257,7 @@ pub fn run(secrets: &[(&str, Value)], body: impl AsyncFnOnce(Arc<World>) -> Resu
         Err(code) => return Ok(code),
     };
     if let Err(error) = runtime.block_on(body(Arc::clone(&world))) {
-        tell(&runtime.block_on(world.report()));
+        cases::tell(&runtime.block_on(world.report()));
         return Err(error);
     }
     Ok(ExitCode::SUCCESS)
@@ -343,9 +280,4 @@ fn begin(secrets: &[(&str, Value)]) -> Result<Result<(Runtime, Arc<World>), Exit
         World::new(cluster, &place.directory, secrets).await
     })?;
     Ok(Ok((runtime, Arc::new(world))))
-}
-
-#[expect(clippy::print_stderr, reason = "a test harness speaks to who runs it")]
-fn tell(text: &str) {
-    eprintln!("{text}");
 }

@@ -48,6 +48,7 @@ impl fmt::Display for Quantity {
             Self::Time(_) if number >= 1.0 => write!(f, "{number:.2} s"),
             Self::Time(_) if number >= 1e-3 => write!(f, "{:.2} ms", number * 1e3),
             Self::Time(_) => write!(f, "{:.0} µs", number * 1e6),
+            Self::Bytes(_) if number < f64::from(1 << 20) => write!(f, "{:.1} KiB", number / 1024.0),
             Self::Bytes(_) => write!(f, "{:.2} MiB", number / f64::from(1 << 20)),
             Self::PerSecond(_) => write!(f, "{number:.0}/s"),
             Self::Count(count) => write!(f, "{count}"),
@@ -193,6 +194,7 @@ mod tests {
         let time = |micros| Quantity::Time(Duration::from_micros(micros)).to_string();
         assert_eq!([time(87), time(1500), time(2_346_000)], ["87 µs", "1.50 ms", "2.35 s"]);
         assert_eq!(Quantity::Bytes(6 << 20).to_string(), "6.00 MiB");
+        assert_eq!(Quantity::Bytes(1536).to_string(), "1.5 KiB");
     }
 
     #[test]

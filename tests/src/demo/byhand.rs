@@ -48,7 +48,7 @@ impl Prepare {
         store.write("payments/database", &json!({"username": "app", "password": "first-password"}))?;
         let config = json!({"stores": {"sops": {
             "type": "sops", "directory": store.directory(), "ageKeyFile": key,
-            "allow": [{"id": "spiffe://example.org/ns/payments/sa/*", "paths": ["payments/*"]}],
+            "allow": [{"id": "spiffe://example.org/ns/payments/sa/api", "paths": ["payments/*"]}],
         }}});
         replace_file(&root.join("config.yaml"), serde_json::to_string_pretty(&config)?.as_bytes(), 0o600)?;
         print(&commands(&root, &binaries))

@@ -52,6 +52,13 @@ async fn the_commands_it_prints_work() -> Result<()> {
             None => writeln!(script, "{line}")?,
         }
     }
+    // What the README says to try: it must be refused, with a message.
+    let (demo, root) = (env!("CARGO_BIN_EXE_countersign-demo"), scratch.path().display());
+    writeln!(
+        script,
+        "! {demo} kubelet {root} publish --pod other --service-account reporting \\\n    \
+         --attribute 'secret.countersign.dev/password=sops:payments/database#password' 2>{root}/refused"
+    )?;
     script.push_str("kill $started; wait\n");
     let output =
         tokio::task::spawn_blocking(move || Command::new("sh").args(["-euc", &script]).output()).await??;
@@ -60,6 +67,8 @@ async fn the_commands_it_prints_work() -> Result<()> {
     ensure!(output.status.success(), "{text}\n{}\n{}", String::from_utf8_lossy(&output.stderr), said());
     ensure!(text.contains("password -> ..data/password") && text.contains("token -> ..data/token"), "{text}");
     ensure!(text.contains("is gone"), "{text}");
+    let refused = std::fs::read_to_string(scratch.path().join("refused"))?;
+    ensure!(refused.contains("ns/payments/sa/reporting may not read it"), "{refused}");
     ensure!(countersign_tests::mount::beneath(scratch.path())?.is_empty(), "a mount is left");
     Ok(())
 }

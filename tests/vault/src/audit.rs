@@ -1,6 +1,7 @@
 //! Vault's audit file: one JSON object a line, one for each request and one for each answer.
 
 use std::fs;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
@@ -99,9 +100,12 @@ pub fn answered(entries: &[Entry]) -> Result<Duration> {
     Ok(sum)
 }
 
-/// Reads a whole file.
-pub fn read(file: &Path) -> Result<Vec<Entry>> {
-    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+/// Reads what a file holds after so many bytes, which ended a line.
+pub fn read(file: &Path, from: u64) -> Result<Vec<Entry>> {
+    let mut text = String::new();
+    let mut opened = fs::File::open(file).with_context(|| file.display().to_string())?;
+    opened.seek(SeekFrom::Start(from))?;
+    opened.read_to_string(&mut text)?;
     // A line that is being written has no end yet.
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     whole.lines().map(|line| serde_json::from_str(line).context("a line of the audit file")).collect()
@@ -141,7 +145,7 @@ mod tests {
             "\n{\"type\":",
         );
         fs::write(file.path(), text).unwrap();
-        let entries = read(file.path()).unwrap();
+        let entries = read(file.path(), 0).unwrap();
         assert_eq!(entries.len(), 3);
         assert!(entries[0].is_login() && !entries[1].is_login());
         assert!(entries[1].asks_for("kv/data") && entries[1].asks_for("kv/data/a"));

@@ -1,5 +1,6 @@
 //! The figures of the store `vault`: each beside its target, and beside what Vault itself takes in the same run.
 
+mod allocated;
 mod lease;
 mod publish;
 mod setting;
@@ -39,6 +40,8 @@ enum Figure {
     Steady,
     /// From a pod's end to its database user's.
     Lease,
+    /// What a refresh that changes nothing allocates.
+    Allocated,
 }
 
 /// How much is measured.
@@ -61,6 +64,7 @@ impl Figure {
             Self::Storm => storm::measure().await,
             Self::Steady => steady::measure(effort).await,
             Self::Lease => lease::measure(effort).await,
+            Self::Allocated => allocated::measure(effort).await,
         }
     }
 }

@@ -9,6 +9,8 @@ use crate::identity::channel::innermost;
 
 /// Replicas whose trouble a message tells.
 const TOLD: usize = 3;
+/// A replica that lacks the call.
+const UNKNOWN: &str = "it does not know this call: it is of another version; agents and issuer may differ by one, upgrade the older";
 
 /// Why a call has no answer.
 #[derive(Debug)]
@@ -33,7 +35,11 @@ impl Trouble {
     pub(super) fn of(address: SocketAddr, status: &Status) -> Self {
         // What the replica itself says has no cause on our side.
         let source = std::error::Error::source(status);
-        let problem = source.map_or_else(|| status.message().to_owned(), cause);
+        let problem = match source {
+            Some(source) => cause(source),
+            None if status.code() == Code::Unimplemented => UNKNOWN.to_owned(),
+            None => status.message().to_owned(),
+        };
         Self { address, problem, answered: source.is_none() }
     }
 }
@@ -55,6 +61,8 @@ pub(super) fn may_differ(status: &Status) -> bool {
         | Code::ResourceExhausted
         | Code::Aborted
         | Code::DataLoss
+        // A replica of an older version lacks the call; while they are rolled, others have it.
+        | Code::Unimplemented
         | Code::Ok => true,
         Code::Unauthenticated
         | Code::PermissionDenied
@@ -62,8 +70,7 @@ pub(super) fn may_differ(status: &Status) -> bool {
         | Code::NotFound
         | Code::AlreadyExists
         | Code::FailedPrecondition
-        | Code::OutOfRange
-        | Code::Unimplemented => false,
+        | Code::OutOfRange => false,
     }
 }
 

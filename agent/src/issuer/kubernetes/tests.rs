@@ -6,12 +6,14 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::issuer::tests::cluster::{Cluster, NOW, clock, write};
+use crate::kubernetes::Caller;
 use crate::kubernetes::testing::{ApiServer, Reply, refusal as status};
 
 const DEADLINE: Duration = crate::kubernetes::DEADLINE;
 
 fn reviewer(server: &ApiServer, cluster: &Cluster) -> Kubernetes {
-    Kubernetes::new(server.api(cluster.dir.path(), clock()), "countersign".to_owned())
+    let api = Api::new(server.server(cluster.dir.path()), Caller::Issuer, clock());
+    Kubernetes::new(Arc::new(api), "countersign".to_owned())
 }
 
 fn good() -> Value {
@@ -56,6 +58,7 @@ async fn the_exact_question_and_the_facts_of_the_answer() {
             "authorization": "Bearer own-token",
             "content-type": "application/json",
             "accept": "application/json",
+            "user-agent": concat!("countersign-agent/", env!("CARGO_PKG_VERSION"), " (issuer)"),
         },
         "body": {
             "apiVersion": "authentication.k8s.io/v1",
@@ -230,7 +233,10 @@ async fn a_server_that_is_down_or_not_ours() {
 
     let mut down = server.server(cluster.dir.path());
     down.url = "https://127.0.0.1:1".parse().unwrap();
-    let reviewer = Kubernetes::new(std::sync::Arc::new(Api::new(down, clock())), "countersign".to_owned());
+    let reviewer = Kubernetes::new(
+        std::sync::Arc::new(Api::new(down, Caller::Issuer, clock())),
+        "countersign".to_owned(),
+    );
     let fault = reviewer.review(&token).await.unwrap_err().to_string();
     assert!(fault.starts_with("can't be reviewed: API server 127.0.0.1:1: "), "{fault}");
     assert!(fault.contains("refused"), "{fault}");

@@ -2,6 +2,7 @@
 
 mod request;
 mod response;
+mod socket;
 mod trouble;
 
 use std::fmt;
@@ -29,6 +30,7 @@ use crate::identity::reread::Reread;
 use request::request;
 pub(super) use request::{Call, Credential, json_body, sensitive};
 use response::read;
+pub(super) use socket::{Socket, Unheard};
 use trouble::{Trouble, unsent};
 
 /// How long connecting to one server may take.

@@ -26,6 +26,9 @@ pub struct VaultConfig {
     pub timeout: Option<String>,
     /// How long a credential that was replaced lives on.
     pub lease_overlap: Option<String>,
+    /// Whether to listen for events (Vault Enterprise), beside looking after `refresh`.
+    #[serde(default)]
+    pub events: bool,
     /// How pods log in.
     #[serde(default)]
     pub login: LoginConfig,
@@ -101,6 +104,7 @@ pub(super) struct Settings {
     pub(super) namespace: Namespace,
     pub(super) timeout: Duration,
     pub(super) overlap: Duration,
+    pub(super) events: bool,
     pub(super) login: Login,
     pub(super) allow: Option<Vec<Rule>>,
 }
@@ -150,8 +154,23 @@ impl Namespace {
 impl Settings {
     /// Parses the configuration; the error names the key.
     pub(super) fn parse(config: VaultConfig) -> Result<Self, String> {
-        let VaultConfig { addresses, ca_file, server_name, namespace, timeout, lease_overlap, login, allow } =
-            config;
+        let VaultConfig {
+            addresses,
+            ca_file,
+            server_name,
+            namespace,
+            timeout,
+            lease_overlap,
+            events,
+            login,
+            allow,
+        } = config;
+        if events && login.method == Method::Inline {
+            return Err(
+                "events: are heard with a token, and login.method inline has none; leave one of them out"
+                    .to_owned(),
+            );
+        }
         if addresses.is_empty() {
             return Err(
                 "addresses: is empty; name at least one server, such as https://vault:8200".to_owned()
@@ -187,6 +206,7 @@ impl Settings {
             server_name,
             timeout: span("timeout", timeout.as_deref(), seconds(10), seconds(1), seconds(60))?,
             overlap: span("leaseOverlap", lease_overlap.as_deref(), seconds(30), seconds(0), seconds(3600))?,
+            events,
             login: Login::parse(login, &namespace).map_err(|problem| format!("login: {problem}"))?,
             namespace,
             allow,
@@ -288,6 +308,7 @@ mod tests {
             (format!("{base}login: {{with: cert}}\n"), "for method spiffe only"),
             (format!("{base}login: {{method: cert, audience: a}}\n"), "audience: a certificate has none"),
             (format!("{base}login: {{role: '{{ns}}-{{sa}}'}}\n"), "login: role"),
+            (format!("{base}events: true\nlogin: {{method: inline}}\n"), "events: are heard with a token"),
         ] {
             let problem = parse(&text).unwrap_err();
             assert!(problem.contains(why), "{text}: {problem}");

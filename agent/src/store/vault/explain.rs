@@ -1,8 +1,10 @@
 //! What a pod's references need of the server, without asking it: for who writes the policies.
 
 use super::config::{Method, Namespace, Settings, VaultConfig};
+use super::events::LISTENING;
+use super::mount::Mount;
 use super::refusal::stanza;
-use super::wanted::Wanted;
+use super::wanted::{Verb, Wanted};
 use crate::Error;
 use crate::request::Source;
 use crate::spiffe::SpiffeId;
@@ -19,6 +21,8 @@ pub struct Adviser {
 pub struct Advice {
     /// The stanza of a policy that allows it.
     pub stanza: String,
+    /// The stanza that lets its changes be heard of, if the store listens and this may be a key-value secret.
+    pub hearing: Option<String>,
     /// The namespace it is asked in; none: the root.
     pub namespace: Option<String>,
     /// Whether the store's own `allow` lets it through to the server.
@@ -52,6 +56,22 @@ impl Adviser {
         Ok(format!("auth/{} as {role}{shown}{}", login.mount, within(&login.namespace)))
     }
 
+    /// The stanza of a policy that lets a stream of events be opened, if the store listens.
+    pub fn listening(&self) -> Option<&'static str> {
+        self.settings.events.then_some(LISTENING)
+    }
+
+    fn hearing(&self, wanted: &Wanted) -> Option<String> {
+        let plain = wanted.verb() == Verb::Get && wanted.parameters.is_empty();
+        let leased = Mount::unknown().manner(wanted).leased;
+        (self.settings.events && plain && !leased).then(|| {
+            format!(
+                "path \"{}\" {{ capabilities = [\"list\", \"subscribe\"] subscribe_event_types = [\"kv*\"] }}",
+                wanted.path
+            )
+        })
+    }
+
     /// What a read of `source` as `id` needs.
     ///
     /// # Errors
@@ -61,6 +81,7 @@ impl Adviser {
         let allow = self.settings.allow.as_ref();
         Ok(Advice {
             stanza: stanza(&wanted),
+            hearing: self.hearing(&wanted),
             namespace: self.settings.namespace.join(&wanted.namespace).header().map(str::to_owned),
             allowed: allow
                 .is_none_or(|rules| rules.iter().any(|rule| rule.permits(id, wanted.path.as_str()))),

@@ -1,5 +1,7 @@
 //! What is counted of one store.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -46,6 +48,8 @@ pub struct Families {
     tokens: Family<Store, Gauge>,
     leases: Family<Store, Gauge>,
     revocations: Family<Revoked, Counter>,
+    streams: Family<Store, Gauge>,
+    streams_open: Family<Store, Gauge>,
 }
 
 impl Families {
@@ -62,6 +66,16 @@ impl Families {
             "Tokens and leases given back, by store and result",
             self.revocations.clone(),
         );
+        registry.register(
+            "vault_event_streams",
+            "Event streams that are wanted, one for an identity and namespace, by store",
+            self.streams.clone(),
+        );
+        registry.register(
+            "vault_event_streams_open",
+            "Event streams that are open, by store",
+            self.streams_open.clone(),
+        );
     }
 
     pub(super) fn of(&self, store: &str) -> Meters {
@@ -70,6 +84,8 @@ impl Families {
             tokens: self.tokens.get_or_create(&store).clone(),
             leases: self.leases.get_or_create(&store).clone(),
             revocations: self.revocations.clone(),
+            streams: self.streams.get_or_create(&store).clone(),
+            streams_open: self.streams_open.get_or_create(&store).clone(),
             store,
         }
     }
@@ -82,9 +98,50 @@ pub(super) struct Meters {
     pub(super) tokens: Gauge,
     pub(super) leases: Gauge,
     revocations: Family<Revoked, Counter>,
+    streams: Gauge,
+    streams_open: Gauge,
+}
+
+/// Counts one event stream for as long as it is wanted.
+#[derive(Debug)]
+pub(super) struct Streams {
+    wanted: Gauge,
+    open: Gauge,
+    is_open: AtomicBool,
+}
+
+impl Streams {
+    /// Whether it is open now.
+    pub(super) fn open(&self, now: bool) {
+        match (self.is_open.swap(now, Ordering::Relaxed), now) {
+            (false, true) => {
+                self.open.inc();
+            }
+            (true, false) => {
+                self.open.dec();
+            }
+            (true, true) | (false, false) => {}
+        }
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        self.open(false);
+        self.wanted.dec();
+    }
 }
 
 impl Meters {
+    pub(super) fn stream(&self) -> Streams {
+        self.streams.inc();
+        Streams {
+            wanted: self.streams.clone(),
+            open: self.streams_open.clone(),
+            is_open: AtomicBool::new(false),
+        }
+    }
+
     pub(super) fn revoked(&self, result: Outcome) {
         self.revocations.get_or_create(&Revoked { store: self.store.store.clone(), result }).inc();
     }

@@ -60,6 +60,13 @@ impl Question<'_> {
     pub(super) fn refused(&self, reply: &Reply, secrets: &[&Secret]) -> Error {
         match reply.status {
             StatusCode::FORBIDDEN => self.denied(reply, secrets),
+            // No word on the secret: nothing may be wiped for a name that somebody has mistyped.
+            StatusCode::NOT_FOUND if reply.message(&[]).contains("namespace not found") => {
+                self.unusable(format!(
+                    "the server has no namespace {}; correct namespace of the store, or vault.namespace of the reference",
+                    self.namespace.unwrap_or_default()
+                ))
+            }
             StatusCode::NOT_FOUND => self.absent(reply, secrets),
             StatusCode::METHOD_NOT_ALLOWED => {
                 let other = match self.wanted.verb() {

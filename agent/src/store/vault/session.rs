@@ -119,6 +119,11 @@ impl Session {
         Ok(Some(jwt))
     }
 
+    /// The token that plain reads share, if there is one that lives.
+    pub(super) async fn held(&self, now: Instant) -> Option<Arc<Token>> {
+        self.plain.lock().await.token.clone().filter(|token| token.is_alive(now))
+    }
+
     /// A new login, beside all others.
     pub(super) async fn log_in<M: Mint>(
         &self,

@@ -1,3 +1,4 @@
+mod events;
 mod leases;
 mod logins;
 mod reads;
@@ -105,6 +106,7 @@ fn vault(
                 logins += 1;
                 login(logins, 3600)
             }
+            "sys/events/subscribe/kv*?json=true" => say(101, Value::Null),
             "auth/token/lookup-self" => say(200, json!({ "data": {} })),
             "auth/token/revoke-self" => say(204, Value::Null),
             "sys/leases/lookup" => say(200, json!({ "data": { "ttl": 60 } })),

@@ -1,5 +1,7 @@
 //! etcd, the API server, the few controllers that pods need to be admitted, the chart, and an issuer for its webhook.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -163,10 +165,7 @@ impl Server {
         let token =
             create(&self.client, &path, &json!({"spec": {"expirationSeconds": 3600}})).await?.object()?;
         let token = token["status"]["token"].as_str().context("a token")?.to_owned();
-        let token = self.files.write("issuer-token", &token)?;
-        // Read by the issuer's uid, in a directory that only we may enter.
-        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        std::fs::set_permissions(&token, readable)?;
+        let token = self.file_for_all("issuer-token", &token)?;
         let mut command = Confinement::find()?.command(&Binaries::find()?.agent);
         command.args(["issuer", "--trust-domain", "cluster.local", "--inject"]).args([
             format!("--listen={NODE_ADDRESS}:8443"),
@@ -246,19 +245,54 @@ impl Server {
         .await
     }
 
-    /// A client with the token of a pod of this service account, which is made on `node`.
-    pub(crate) async fn pod_client(&self, account: &str, node: &str) -> Result<Client> {
-        let pod = json!({"metadata": {"name": format!("on-{node}")}, "spec": {
+    /// A token of a pod of this service account, which is made on `node`.
+    pub(crate) async fn pod_token(&self, account: &str, node: &str) -> Result<String> {
+        let name = format!("{account}-{node}");
+        let pod = json!({"metadata": {"name": name}, "spec": {
             "serviceAccountName": account, "automountServiceAccountToken": false, "nodeName": node,
             "containers": [{"name": "a", "image": "a"}]}});
         create(&self.client, &pods(SYSTEM), &pod).await?.object()?;
-        let request = json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": format!("on-{node}")}}});
+        let request = json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": name}}});
         let path = format!("/api/v1/namespaces/{SYSTEM}/serviceaccounts/{account}/token");
         let token = create(&self.client, &path, &request).await?.object()?;
-        let token = token["status"]["token"].as_str().context("a token")?;
+        Ok(token["status"]["token"].as_str().context("a token")?.to_owned())
+    }
+
+    /// A client with such a token.
+    pub(crate) async fn pod_client(&self, account: &str, node: &str) -> Result<Client> {
+        let token = self.pod_token(account, node).await?;
         let text = std::fs::read_to_string(self.files.etc("admin.kubeconfig"))?;
-        let path = self.files.write("pod.kubeconfig", &text.replace("admin-token", token))?;
+        let path = self.files.write("pod.kubeconfig", &text.replace("admin-token", &token))?;
         target::client(Some(&path)).await
+    }
+
+    /// The agent's own process for a node, with what the chart gives it to take the taint away.
+    pub(crate) async fn start_agent(&self, node: &str, taint: &str) -> Result<Process> {
+        let token = self.file_for_all("agent-token", &self.pod_token("countersign-agent", node).await?)?;
+        let config = self.file_for_all("agent.yaml", "stores: {}\n")?;
+        let link = self.files.root().join("link");
+        std::fs::create_dir_all(&link)?;
+        std::fs::set_permissions(&link, PermissionsExt::from_mode(0o777))?;
+        let mut command = Confinement::find()?.command(&Binaries::find()?.agent);
+        command.args(["run", "--trust-domain=cluster.local", "--issuer-address=127.0.0.1:1"]).args([
+            format!("--link-dir={}", link.display()),
+            format!("--config={}", config.display()),
+            format!("--bundle-configmap={SYSTEM}/countersign-bundle"),
+            format!("--agent-token={}", token.display()),
+            format!("--kubernetes-url=https://{API_ADDRESS}:443"),
+            format!("--kubernetes-ca={}", self.files.pki("ca.crt").display()),
+            format!("--kubernetes-token={}", token.display()),
+            format!("--node-name={node}"),
+            format!("--startup-taint={taint}"),
+        ]);
+        Process::start("agent", command, &self.files.log("agent"))
+    }
+
+    /// A file that other uids may read, in a directory that only we may enter.
+    fn file_for_all(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.files.write(name, text)?;
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644))?;
+        Ok(path)
     }
 
     /// A change by JSON patch that is kept.

@@ -3,7 +3,9 @@
 #![expect(clippy::indexing_slicing, reason = "what is missing fails the test")]
 
 mod ask;
+mod budget;
 mod change;
+mod fault;
 mod gone;
 mod many;
 mod release;
@@ -20,6 +22,8 @@ fn main() -> Result<ExitCode> {
     let mut cases = ask::cases();
     cases.extend(wait::cases());
     cases.extend(change::cases());
+    cases.extend(budget::cases());
+    cases.extend(fault::cases());
     cases.extend(gone::cases());
     cases.extend(many::cases());
     cases.extend(release::cases());

@@ -1,5 +1,6 @@
 //! Many pods at once, and what kubelet counts.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -8,6 +9,7 @@ use countersign_cluster::kubelet::Operations;
 use countersign_cluster::pods::{LIMIT, until};
 use countersign_cluster::world::{Case, Kind, World, case};
 use k8s_openapi::api::apps::v1::Deployment;
+use kube::Client;
 use kube::api::PostParams;
 use serde_json::json;
 
@@ -52,6 +54,7 @@ async fn hundred(world: Arc<World>) -> Result<()> {
     }
     if let (Some(audit), Some(asked)) = (&audit, &asked) {
         frugal(&Requests::read(audit)?.since(asked))?;
+        rest(&client, audit).await?;
     }
     deployments.delete("many", &kube::api::DeleteParams::foreground()).await?;
     until(LIMIT, "no pod left", async || {
@@ -64,6 +67,21 @@ async fn hundred(world: Arc<World>) -> Result<()> {
     ensure!(since.published() >= PODS as u64, "{since:?}");
     ensure!(since.failed().is_empty(), "calls of kubelet's failed: {since:?}");
     space.remove().await
+}
+
+/// Kubelet publishes all of them again: that costs the API server nothing of ours. What is left comes with the time and not
+/// with the pods: the agent's own token once in ten seconds at each replica, and a watch that is renewed.
+async fn rest(client: &Client, audit: &Path) -> Result<()> {
+    let (calls, asked) = (Operations::read(client).await?, Requests::read(audit)?);
+    until(LIMIT, "all published again", async || {
+        Ok((Operations::read(client).await?.since(&calls).published() >= PODS as u64).then_some(()))
+    })
+    .await?;
+    let all = Requests::read(audit)?;
+    let since = all.since(&asked);
+    ensure!(since.count() <= 20, "{} requests for {PODS} pods at rest: {since}", since.count());
+    ensure!(all.nameless().is_empty(), "a client of ours that an operator can't find: {:#?}", all.nameless());
+    Ok(())
 }
 
 /// Beyond a review for each pod there is next to nothing: the agent's own token every ten seconds at each replica, and a

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use countersign_cluster::node;
 use countersign_cluster::pods::{LIMIT, Space, is_ready, name, uid, until};
 use countersign_cluster::world::{Case, Kind, World, case};
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use rustix::process::Signal;
@@ -20,6 +20,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("driver_and_agent_deleted_under_a_running_pod", Kind::Alone, pod_deleted),
         case("agent_killed_under_a_running_pod", Kind::Node, agent_killed),
         case("driver_killed_under_a_running_pod", Kind::Node, driver_killed),
+        case("driver_that_hangs_is_restarted_under_a_running_pod", Kind::Node, driver_hangs),
         case("kubelet_restarted_under_a_running_pod", Kind::Node, kubelet_restarted),
         case("issuer_rolled_and_scaled_while_pods_start", Kind::Alone, issuer),
         case("node_rebooted", Kind::Node, rebooted),
@@ -114,6 +115,50 @@ async fn driver_killed(world: Arc<World>) -> Result<()> {
     node::signal(old, Signal::KILL)?;
     survivor.has_files().await?;
     node::replaced(old, node::driver).await?;
+    survivor.survived().await
+}
+
+/// The same probe as the chart's, only sooner.
+async fn driver_hangs(world: Arc<World>) -> Result<()> {
+    let system = world.system().await?;
+    let sets = system.api::<DaemonSet>();
+    let usual = sets.get("countersign-node").await?;
+    let containers = usual.spec.template.spec.context("a template")?.containers;
+    let driver = containers.iter().find(|container| container.name == "driver").context("a driver")?;
+    let mut usual = serde_json::to_value(driver.liveness_probe.as_ref().context("a probe")?)?;
+    let mut sooner = usual.clone();
+    for (field, value) in
+        [("periodSeconds", 1), ("failureThreshold", 2), ("terminationGracePeriodSeconds", 1)]
+    {
+        sooner[field] = json!(value);
+    }
+    usual["terminationGracePeriodSeconds"] = Value::Null;
+    probe(&system, &sooner).await?;
+    let outcome = hung(&world, &system).await;
+    probe(&system, &usual).await?;
+    outcome
+}
+
+/// Changes the driver's liveness probe, and waits until the pods have it.
+async fn probe(system: &Space, probe: &Value) -> Result<()> {
+    let ready = async || Ok(system.ready(NODE_LABEL).await?.into_iter().next());
+    let old = until(LIMIT, "a pod of driver and agent", ready).await?;
+    let containers = json!([{"name": "driver", "livenessProbe": probe}]);
+    let patch = json!({"spec": {"template": {"spec": {"containers": containers}}}});
+    let sets = system.api::<DaemonSet>();
+    sets.patch("countersign-node", &PatchParams::default(), &Patch::Strategic(patch)).await?;
+    node_pod_after(system, uid(&old)?).await
+}
+
+async fn hung(world: &Arc<World>, system: &Space) -> Result<()> {
+    let survivor = Survivor::new(world, "hung").await?;
+    let old = node::settled(node::driver).await?;
+    node::signal(old, Signal::STOP)?;
+    survivor.has_files().await?;
+    node::replaced(old, node::driver).await?;
+    let pods = system.api::<Pod>().list(&ListParams::default().labels(NODE_LABEL)).await?;
+    let pod = pods.items.first().context("a pod of driver and agent")?;
+    system.event(name(pod)?, &["Unhealthy", "the driver did not answer within 3 s"]).await?;
     survivor.survived().await
 }
 

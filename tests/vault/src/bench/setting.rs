@@ -1,12 +1,13 @@
 //! The world that is measured: one role for every account of a namespace, and secrets for as many as are asked for.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Map, json};
 
 use countersign_tests::kubelet::PodVolume;
-use countersign_tests::node::Node;
+use countersign_tests::node::{Node, Setup};
 use countersign_tests::pods::{Pod, Volume};
 
 use crate::world::{Plan, World};
@@ -16,9 +17,17 @@ const ROLE: &str = "bench";
 
 /// A world in which every account of the namespace `payments` may read everything that is measured.
 pub(super) async fn start(database: bool) -> Result<World> {
+    let mut world = prepare(database, None).await?;
+    world.start_node().await?;
+    Ok(world)
+}
+
+/// The same before its node is started, with another program in the agent's place if one is named.
+pub(super) async fn prepare(database: bool, agent: Option<PathBuf>) -> Result<World> {
     let login = json!({"role": ROLE});
     let store = Map::from_iter([("login".to_owned(), login)]);
-    let mut world = World::start(Plan { database, store, ..Plan::default() }).await?;
+    let node = Setup { agent_binary: agent, ..Setup::default() };
+    let world = World::start(Plan { node, database, store, ..Plan::default() }).await?;
     let root = world.vault.root();
     let policy =
         "path \"kv/*\" { capabilities = [\"read\"] }\npath \"database/*\" { capabilities = [\"read\"] }";
@@ -29,7 +38,6 @@ pub(super) async fn start(database: bool) -> Result<World> {
         "token_period": "1h",
     });
     root.write(&format!("auth/jwt/role/{ROLE}"), &role).await?;
-    world.start_node().await?;
     Ok(world)
 }
 

@@ -11,6 +11,7 @@ use countersign_tests::bench::usage::{Memory, Processor};
 use countersign_tests::node::SOON;
 
 use super::setting::{secret, start, volume};
+use crate::audit;
 
 const VOLUMES: usize = 250;
 const ACCOUNTS: usize = 25;
@@ -32,19 +33,18 @@ pub(super) async fn measure() -> Result<Vec<Row>> {
     let vault = world.vault.process()?;
     let agent = world.node.agent.as_ref().context("the agent")?;
     let (before, vault_before, agent_before) =
-        (world.vault.audit()?.len(), Processor::of(vault)?, Processor::of(agent)?);
+        (world.vault.audited()?, Processor::of(vault)?, Processor::of(agent)?);
     let began = Instant::now();
     try_join_all(volumes.iter_mut().map(|volume| volume.publish(Duration::from_secs(120)))).await?;
     let took = began.elapsed();
     let vault_cpu = Processor::of(vault)?.since(&vault_before);
     let agent_cpu = Processor::of(agent)?.since(&agent_before);
-    let audit = world.vault.audit()?;
-    let asked = audit.get(before..).unwrap_or_default();
+    let asked = world.vault.audit_since(before)?;
     let count = |entries: usize| Quantity::Count(entries as u64);
     let logins = asked.iter().filter(|entry| entry.is_login()).count();
     let reads = asked.iter().filter(|entry| entry.asks_for("kv/data")).count();
     let all = asked.iter().filter(|entry| entry.kind == "request").count();
-    let answers = world.vault.answered_since(before)?;
+    let answers = audit::answered(&asked)?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let memory = Memory::of(agent)?;
     for volume in &mut volumes {

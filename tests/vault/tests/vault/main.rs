@@ -5,14 +5,17 @@
 
 mod asking;
 mod audit;
+mod clock;
 mod demo;
 mod engines;
+mod events;
 mod example;
 mod explain;
 mod leases;
 mod lies;
 mod logins;
 mod many;
+mod migrate;
 mod openbao;
 mod outage;
 mod refusals;
@@ -31,11 +34,14 @@ fn main() -> ExitCode {
     cases.extend(tokens::cases());
     cases.extend(outage::cases());
     cases.extend(many::cases());
+    cases.extend(clock::cases());
+    cases.extend(migrate::cases());
     cases.extend(audit::cases());
     cases.extend(secrecy::cases());
     cases.extend(lies::cases());
     cases.extend(wire::cases());
     cases.extend(explain::cases());
+    cases.extend(events::cases());
     cases.extend(openbao::cases());
     cases.extend(demo::cases());
     countersign_tests::harness::main(cases)

@@ -20,6 +20,8 @@ pub(crate) fn cases() -> Vec<Case> {
         case("openbao::logs_in_where_it_is_told_to", Needs::Root, logs_in_where_it_is_told_to),
         case("openbao::refusals_of_reads_without_a_login", Needs::Root, refusals),
         case("openbao::a_lease_that_nobody_expected", Needs::Root, a_lease_that_nobody_expected),
+        case("openbao::a_namespace_of_its_own", Needs::Root, a_namespace_of_its_own),
+        case("openbao::a_namespace_that_is_not_there", Needs::Root, a_namespace_that_is_not_there),
         case("openbao::an_unchanged_secret_is_not_read_again", Needs::Root, unchanged),
     ]
 }
@@ -152,4 +154,88 @@ async fn unchanged() -> Result<()> {
         volume.unpublish(SOON).await
     })
     .await
+}
+
+/// A world whose store is told a namespace, in which nothing is set up yet.
+fn in_namespace(name: &str) -> Plan {
+    let store = Map::from_iter([("namespace".to_owned(), json!(name))]);
+    Plan { store, ..plan() }
+}
+
+/// Everything that the page has an operator do, in a namespace: the login, a secret, and certificates with leases.
+async fn a_namespace_of_its_own() -> Result<()> {
+    in_world(in_namespace("team-a"), async |world| {
+        world.vault.root().write("sys/namespaces/team-a", &json!({})).await?;
+        let shell = world.shell()?.with("BAO_NAMESPACE", "team-a").with("VAULT_NAMESPACE", "team-a");
+        for heading in ["The login, once a cluster", "A workload", "Secrets to try it with", "Certificates"] {
+            world.run(&shell, heading)?;
+        }
+        // What is of the same name elsewhere is not what is read.
+        world.vault.root().write("kv/data/payments", &json!({"data": {"password": "of the root"}})).await?;
+        let team = |path: &str| format!("team-a/{path}");
+        let root = world.vault.root();
+        let policy = root.read(&team("sys/policies/acl/payments-api")).await?;
+        let text = policy["data"]["policy"].as_str().context("a policy")?;
+        let more = "path \"pki/issue/web\" { capabilities = [\"update\"] }";
+        let policy = json!({"policy": format!("{text}\n{more}")});
+        root.write(&team("sys/policies/acl/payments-api"), &policy).await?;
+        let mut role = root.read(&team("pki/roles/web")).await?["data"].clone();
+        role["generate_lease"] = json!(true);
+        root.write(&team("pki/roles/web"), &role).await?;
+
+        let asked =
+            one(PASSWORD).secret("b", "vault:pki/issue/web#certificate?common_name=pay.internal&ttl=1h");
+        let mut volume = world.node.published(&pod("api-1"), asked).await?;
+        ensure!(read_file(&volume.target(), "a")? == "first-password", "the namespace's own");
+        ensure!(read_file(&volume.target(), "b")?.starts_with("-----BEGIN CERTIFICATE"), "a certificate");
+        let leases = async || world.vault.root().list("team-a/sys/leases/lookup/pki/issue/web").await;
+        ensure!(leases().await?.len() == 1, "its lease is in the namespace");
+        explained(world)?;
+        volume.unpublish(SOON).await?;
+        let gone = async || leases().await.is_ok_and(|left| left.is_empty());
+        eventually(SOON, "the lease goes with the pod", gone).await
+    })
+    .await
+}
+
+/// `explain` names the namespace of the login and of each stanza.
+fn explained(world: &World) -> Result<()> {
+    let manifest = world.vault.directory().join("pod.yaml");
+    let pod = json!({
+        "kind": "Pod",
+        "metadata": {"name": "api-1", "namespace": "payments", "annotations": {
+            "countersign.dev/inject": "true", "secret.countersign.dev/a": PASSWORD,
+        }},
+        "spec": {"serviceAccountName": "api"},
+    });
+    std::fs::write(&manifest, pod.to_string())?;
+    let output = std::process::Command::new(countersign_tests::processes::Binaries::find()?.agent)
+        .args(["explain", "--trust-domain", countersign_tests::node::TRUST_DOMAIN, "--config"])
+        .arg(&world.node.layout.config)
+        .arg(&manifest)
+        .output()?;
+    let said = String::from_utf8(output.stdout)?;
+    ensure!(output.status.success() && said.contains("in namespace team-a"), "{said}");
+    ensure!(said.contains("# in namespace team-a"), "{said}");
+    Ok(())
+}
+
+/// Whether it is met by a login or by a read that brings its login along.
+async fn a_namespace_that_is_not_there() -> Result<()> {
+    for inline in ["auto", "never"] {
+        let mut plan = in_namespace("nobody");
+        plan.store.insert("login".to_owned(), json!({"role": "{ns}_{sa}", "inline": inline}));
+        in_world(plan, async |world| {
+            let status = refusal(&world.node, PASSWORD).await?;
+            let text = status.message();
+            ensure!(
+                text.contains("has no namespace nobody") && text.contains("correct namespace"),
+                "{status:?}"
+            );
+            ensure!(status.code() != Code::NotFound, "it says nothing of the secret: {status:?}");
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER};
-use http::{HeaderMap, Response, Uri};
+use http::{HeaderMap, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use zeroize::Zeroizing;
@@ -26,12 +26,7 @@ pub(super) async fn read(response: Response<Incoming>) -> Result<Reply, Trouble>
     let kind = kind.split(';').next().unwrap_or_default().trim().to_owned();
     let inline_login_failed = response.headers().contains_key(&INLINE_FAILED);
     if status.is_redirection() {
-        // A token is not sent where somebody points.
-        let to = response.headers().get(LOCATION).and_then(|to| to.to_str().ok()).and_then(origin);
-        return Err(Trouble::before(format!(
-            "it redirects ({status}) to {}; name that server among the addresses, or let standbys forward requests",
-            to.as_deref().unwrap_or("elsewhere")
-        )));
+        return Err(Trouble::before(redirected(status, response.headers())));
     }
     let body = collect(response.into_body()).await.map_err(|problem| Trouble {
         problem,
@@ -66,6 +61,15 @@ pub(super) async fn read(response: Response<Incoming>) -> Result<Reply, Trouble>
         530 => out_of_service("it was removed from its cluster"),
         _ => Ok(reply),
     }
+}
+
+/// What is said of a redirect: a token is not sent where somebody points.
+pub(super) fn redirected(status: StatusCode, headers: &HeaderMap) -> String {
+    let to = headers.get(LOCATION).and_then(|to| to.to_str().ok()).and_then(origin);
+    format!(
+        "it redirects ({status}) to {}; name that server among the addresses, or let standbys forward requests",
+        to.as_deref().unwrap_or("elsewhere")
+    )
 }
 
 async fn collect(mut body: Incoming) -> Result<Zeroizing<Vec<u8>>, String> {

@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use futures_util::{SinkExt as _, StreamExt as _};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
@@ -18,8 +20,13 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
 
 /// One request as it came.
 #[derive(Debug, Clone)]
@@ -69,11 +76,15 @@ impl Say {
 
 type Script = Box<dyn FnMut(&Seen) -> Option<Say> + Send>;
 
+/// What is said on event streams that are open.
+type Streams = Arc<Mutex<Vec<mpsc::UnboundedSender<String>>>>;
+
 pub(super) struct Server {
     pub(super) address: SocketAddr,
     folder: tempfile::TempDir,
     seen: Arc<Mutex<Vec<Seen>>>,
     script: Arc<Mutex<Script>>,
+    streams: Streams,
     _tasks: JoinSet<()>,
 }
 
@@ -88,23 +99,33 @@ impl Server {
         let seen = Arc::<Mutex<Vec<Seen>>>::default();
         let script: Arc<Mutex<Script>> = Arc::new(Mutex::new(Box::new(script)));
         let (to, by) = (Arc::clone(&seen), Arc::clone(&script));
+        let streams = Streams::default();
+        let over = Arc::clone(&streams);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (tls, to, by) = (tls.clone(), Arc::clone(&to), Arc::clone(&by));
+                let over = Arc::clone(&over);
                 connections.spawn(async move {
                     let Ok(stream) = tls.accept(stream).await else { return };
-                    let service =
-                        service_fn(move |request| answer(request, Arc::clone(&to), Arc::clone(&by)));
+                    let upgraded = Arc::<Mutex<Option<OnUpgrade>>>::default();
+                    let wanted = Arc::clone(&upgraded);
+                    let service = service_fn(move |request| {
+                        answer(request, Arc::clone(&to), Arc::clone(&by), Arc::clone(&wanted))
+                    });
                     let served = auto::Builder::new(TokioExecutor::new());
                     // A client that hangs up is part of some tests.
-                    drop(served.serve_connection(TokioIo::new(stream), service).await);
+                    drop(served.serve_connection_with_upgrades(TokioIo::new(stream), service).await);
+                    let upgrade = upgraded.lock().unwrap().take();
+                    if let Some(upgrade) = upgrade {
+                        stream_events(upgrade, &over).await;
+                    }
                 });
             }
         });
-        Self { address, folder, seen, script, _tasks: tasks }
+        Self { address, folder, seen, script, streams, _tasks: tasks }
     }
 
     pub(super) fn ca(&self) -> PathBuf {
@@ -113,6 +134,23 @@ impl Server {
 
     pub(super) fn now_says(&self, script: impl FnMut(&Seen) -> Option<Say> + Send + 'static) {
         *self.script.lock().unwrap() = Box::new(script);
+    }
+
+    /// How many event streams are open.
+    pub(super) fn streams(&self) -> usize {
+        let mut streams = self.streams.lock().unwrap();
+        streams.retain(|stream| !stream.is_closed());
+        streams.len()
+    }
+
+    /// Says this on all event streams.
+    pub(super) fn tell(&self, text: &str) {
+        self.streams.lock().unwrap().iter().for_each(|stream| stream.send(text.to_owned()).unwrap());
+    }
+
+    /// Ends all event streams.
+    pub(super) fn hang_up(&self) {
+        self.streams.lock().unwrap().clear();
     }
 
     /// What came since it was asked last, as `METHOD path`.
@@ -151,11 +189,33 @@ fn certificate() -> (TlsAcceptor, String) {
     (TlsAcceptor::from(Arc::new(config)), root.pem())
 }
 
+/// Sends what is to be said until either side has enough.
+async fn stream_events(upgrade: OnUpgrade, over: &Streams) {
+    let Ok(upgraded) = upgrade.await else { return };
+    let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+    let (outbox, mut inbox) = mpsc::unbounded_channel();
+    over.lock().unwrap().push(outbox);
+    loop {
+        tokio::select! {
+            text = inbox.recv() => match text {
+                Some(text) => socket.send(Message::text(text)).await.unwrap(),
+                None => return,
+            },
+            heard = socket.next() => match heard {
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return,
+            },
+        }
+    }
+}
+
 async fn answer(
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     to: Arc<Mutex<Vec<Seen>>>,
     by: Arc<Mutex<Script>>,
+    wanted: Arc<Mutex<Option<OnUpgrade>>>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
+    let upgrade = request.headers().contains_key("upgrade").then(|| hyper::upgrade::on(&mut request));
     let path = request.uri().path_and_query().unwrap().as_str();
     let headers = request.headers().iter();
     let headers =
@@ -173,7 +233,17 @@ async fn answer(
     }
     assert_eq!(seen.header("x-vault-request"), "true");
     let say = (by.lock().unwrap())(&seen);
+    let accepted = derive_accept_key(seen.header("sec-websocket-key").as_bytes());
     to.lock().unwrap().push(seen);
+    if let (Some(upgrade), Some(Say { status: 101, .. })) = (upgrade, &say) {
+        *wanted.lock().unwrap() = Some(upgrade);
+        let response = Response::builder()
+            .status(101)
+            .header("connection", "Upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-accept", accepted);
+        return Ok(response.body(Full::default()).unwrap());
+    }
     let Some(say) = say else { return std::future::pending().await };
     let mut response = Response::builder().status(say.status).header("content-type", say.kind);
     for (name, value) in say.headers {

@@ -11,7 +11,7 @@ use crate::cache::Cache;
 use crate::identity::{Push, Roots, Subscription, Token, Workload};
 use crate::keeper::{Handle, Keeper};
 use crate::request::Request;
-use crate::sources::Sources;
+use crate::sources::{Sources, Stale};
 use crate::testing::FakeSources;
 use crate::turn::World;
 use crate::volume::{Publish, VolumeId};
@@ -52,6 +52,10 @@ impl Sources for Real {
 
     async fn changed(&self) -> Push {
         self.identities.changed().await
+    }
+
+    async fn stale(&self) -> Stale {
+        self.store.stale().await
     }
 
     async fn run(&self, shutdown: &CancellationToken) {
