@@ -4,23 +4,20 @@
 //! the pod's uid; a pod on its node's network has none of its own and is not called. Changes that follow each other closely are one call,
 //! a call that fails is tried again, and one that never arrives is told by an event.
 
+mod post;
+
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, HOST, USER_AGENT};
-use http::{Method, Request, StatusCode};
-use http_body_util::Full;
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
-use serde::Serialize;
-use tokio::net::TcpStream;
+use http::StatusCode;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use self::post::post;
 use crate::identity::Workload;
 use crate::kubernetes::events::{Reason, Recorder};
 use crate::kubernetes::pods::{PodError, Pods};
@@ -262,45 +259,6 @@ fn is_a_pods(ip: IpAddr) -> bool {
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     };
     !(linked || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
-}
-
-#[derive(Serialize)]
-struct Body<'a> {
-    volume: &'a str,
-    generation: &'a str,
-    changed: &'a BTreeSet<String>,
-}
-
-/// One call; the answer's body is not looked at.
-async fn post(address: SocketAddr, notice: &Notice) -> Result<StatusCode, String> {
-    let said = |error: hyper::Error| {
-        std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
-    };
-    let body =
-        Body { volume: notice.volume.as_str(), generation: &notice.generation, changed: &notice.files };
-    let body = serde_json::to_vec(&body).map_err(|error| error.to_string())?;
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(notice.target.path.as_str())
-        .header(HOST, address.to_string())
-        .header(USER_AGENT, concat!("countersign/", env!("CARGO_PKG_VERSION")))
-        .header(CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(body)))
-        .map_err(|error| error.to_string())?;
-    let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(said)?;
-    let answer = sender.send_request(request);
-    tokio::pin!(answer, connection);
-    tokio::select! {
-        biased;
-        answer = &mut answer => answer.map(|answer| answer.status()).map_err(said),
-        ended = &mut connection => {
-            ended.map_err(said)?;
-            // What came before the end is still to be had.
-            answer.await.map(|answer| answer.status()).map_err(said)
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Identities from the embedded issuer: the key is made here and never leaves the node.
 
+mod trouble;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,15 +12,16 @@ use rcgen::{CertificateParams, DistinguishedName};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status};
 
+use self::trouble::{refusal, refused, unavailable, unusable};
 use crate::Error;
 use crate::clock::Clock;
 use crate::identity::key::PrivateKey;
 use crate::identity::renewal::{self, renew_at};
 use crate::identity::replicas::{DEADLINE, Replicas, Unanswered};
 use crate::identity::reread::{self, Reread};
-use crate::identity::svid::{Broken, unix, verify_jwt, verify_x509};
+use crate::identity::svid::{unix, verify_jwt, verify_x509};
 use crate::identity::token::glance;
 use crate::identity::trust::Trust;
 use crate::identity::{Identity, JwtSvid, Roots, Ticket, Token, Workload, X509Svid};
@@ -288,12 +291,6 @@ impl Embedded {
     }
 }
 
-/// The issuer's codes become ours: who can heal it decides.
-fn refusal(status: &Status) -> Error {
-    let problem = format!("the issuer refuses: {}", status.message());
-    if status.code() == Code::Unauthenticated { Error::Unauthenticated { problem } } else { refused(problem) }
-}
-
 /// A CSR without names: the issuer would ignore them.
 fn request_for(key: &PrivateKey) -> Result<Vec<u8>, Error> {
     let mut params = CertificateParams::default();
@@ -311,16 +308,4 @@ fn wire_workload(workload: &Workload) -> wire::Workload {
         pod_uid: workload.pod_uid.clone(),
         service_account: workload.service_account.clone(),
     }
-}
-
-fn unavailable(problem: impl Into<String>) -> Error {
-    Error::IdentityUnavailable { problem: problem.into() }
-}
-
-fn refused(problem: impl Into<String>) -> Error {
-    Error::IdentityRefused { problem: problem.into() }
-}
-
-fn unusable(what: &str, broken: &Broken) -> Error {
-    refused(format!("the {what} that the issuer sent can't be used: {broken}"))
 }

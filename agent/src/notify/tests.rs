@@ -1,7 +1,9 @@
-use http_body_util::BodyExt as _;
+use http::Request;
+use http_body_util::{BodyExt as _, Full};
 use hyper::Response;
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::UnboundedReceiver;
