@@ -140,31 +140,29 @@ impl Replicas {
         let patience = if self.reached().is_ok() { PATIENCE } else { Duration::ZERO };
         let began = self.clock.now();
         let asking = async {
-            let mut troubles = match self.round(&ask).await? {
-                Round::Answer(answer) => return Ok(answer),
-                Round::Nobody(troubles) => troubles,
-            };
+            let mut round = self.round(&ask).await?;
             // Perhaps they have moved, or show certificates by a root that is newer than our bundle.
-            let mut again = self.renew().await;
+            if !matches!(round, Round::Answer(_)) && self.renew().await {
+                round = self.round(&ask).await?;
+            }
             loop {
-                if again {
-                    match self.round(&ask).await? {
-                        Round::Answer(answer) => return Ok(answer),
-                        Round::Nobody(now) => troubles = now,
+                let why = match round {
+                    Round::Answer(answer) => return Ok(answer),
+                    Round::Nobody(troubles) => {
+                        let problem = describe(&self.address, &troubles);
+                        if troubles.iter().any(|trouble| trouble.answered) {
+                            return Err(Unanswered::Unable(problem));
+                        }
+                        problem
                     }
-                }
-                let answered = troubles.iter().any(|trouble| trouble.answered);
-                if answered || self.clock.now().duration_since(began) >= patience {
-                    let problem = describe(&self.address, &troubles);
-                    return Err(if answered {
-                        Unanswered::Unable(problem)
-                    } else {
-                        Unanswered::Unreached(problem)
-                    });
+                    Round::Nowhere(why) => why.to_string(),
+                };
+                if self.clock.now().duration_since(began) >= patience {
+                    return Err(Unanswered::Unreached(why));
                 }
                 tokio::time::sleep(LOOK).await;
                 self.renew().await;
-                again = true;
+                round = self.round(&ask).await?;
             }
         };
         let result = match tokio::time::timeout(DEADLINE, asking).await {
@@ -183,8 +181,10 @@ impl Replicas {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let candidates = self.candidates().await.map_err(|error| Unanswered::Unreached(error.to_string()))?;
-        let mut waiting = candidates.into_iter();
+        let mut waiting = match self.candidates().await {
+            Ok(candidates) => candidates.into_iter(),
+            Err(why) => return Ok(Round::Nowhere(why)),
+        };
         let mut asked = FuturesUnordered::new();
         let mut silent = Vec::new();
         let mut troubles = Vec::new();
@@ -301,6 +301,8 @@ impl Replicas {
 enum Round<T> {
     Answer(T),
     Nobody(Vec<Trouble>),
+    /// There was nobody to ask.
+    Nowhere(NoReplica),
 }
 
 impl fmt::Debug for Replicas {

@@ -57,6 +57,21 @@ async fn a_bundle_whose_time_is_over_is_named() {
     answer(&(root(2001) + &root(2100))).await.unwrap();
 }
 
+/// As after a leap of the clock: the new roots are published and not here yet.
+#[tokio::test]
+async fn a_call_outlasts_a_bundle_that_is_about_to_be_renewed() {
+    let cluster = Cluster::new();
+    let replicas = two(&cluster, &root(2100));
+    replicas.call(|_| async { Ok(()) }).await.unwrap();
+    let path = cluster.path("roots.pem");
+    write(&path, root(2001).as_bytes());
+    let renewed = async {
+        tokio::time::sleep(LOOK * 2).await;
+        write(&path, root(2100).as_bytes());
+    };
+    tokio::join!(replicas.call(|_| async { Ok(()) }), renewed).0.unwrap();
+}
+
 #[tokio::test]
 async fn a_connection_is_another_one_when_it_is_old() {
     let cluster = Cluster::new();
