@@ -3,6 +3,7 @@
 
 mod bare;
 mod change;
+pub mod figures;
 mod load;
 mod memory;
 mod publish;
@@ -13,29 +14,24 @@ mod storm;
 pub mod times;
 pub mod usage;
 
-use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::mount::{self, Namespace, REMEDY};
-use report::{Report, Row};
+use figures::{Choice, Effort, exit};
+use report::Row;
+
+const NAME: &str = "countersign-bench";
 
 /// Measures Countersign on this machine and prints each figure beside its target and its floor.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "countersign-bench", version)]
+#[command(name = NAME, version)]
 struct Arguments {
-    /// Fewer samples and a shorter time at rest: for a look, not for a claim.
-    #[arg(long)]
-    quick: bool,
-    /// Measure this figure alone; may be given more than once.
-    #[arg(long, value_name = "FIGURE")]
-    only: Vec<Figure>,
-    /// Print JSON in place of the table.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    choice: Choice<Figure>,
 }
 
 /// What can be measured.
@@ -55,20 +51,7 @@ enum Figure {
     Republish,
 }
 
-/// How much is measured.
-#[derive(Debug, Clone, Copy)]
-struct Effort {
-    quick: bool,
-}
-
-impl Effort {
-    /// `full`, or `quick` when that was asked for.
-    fn of<T>(self, full: T, quick: T) -> T {
-        if self.quick { quick } else { full }
-    }
-}
-
-impl Figure {
+impl figures::Figure for Figure {
     async fn measure(self, effort: Effort) -> Result<Vec<Row>> {
         match self {
             Self::Publish => publish::measure(effort).await,
@@ -83,17 +66,10 @@ impl Figure {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("{error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    exit(NAME, run(&Arguments::parse().choice))
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
+fn run(choice: &Choice<Figure>) -> Result<()> {
     let namespace = mount::enter()?;
     if let Namespace::None { reason } = &namespace {
         bail!("nothing can be measured where nothing can be mounted ({reason}); {REMEDY}");
@@ -102,27 +78,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(async {
         tokio::select! {
-            report = measure(arguments, &namespace) => report,
+            report = choice.measure(NAME, &namespace) => report,
             signal = interrupted() => signal.and_then(|()| bail!("interrupted")),
         }
     })?;
-    let text = if arguments.json { report.json() } else { report.to_string() };
-    writeln!(std::io::stdout(), "{text}").context("standard output")
-}
-
-async fn measure(arguments: &Arguments, namespace: &Namespace) -> Result<Report> {
-    let mut rows = Vec::new();
-    let load = std::fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
-    let load = load.split(' ').next().unwrap_or_default().to_owned();
-    for &figure in Figure::value_variants() {
-        if arguments.only.is_empty() || arguments.only.contains(&figure) {
-            let name =
-                figure.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-            say(&format!("measuring {name}"));
-            rows.extend(figure.measure(Effort { quick: arguments.quick }).await.context(name)?);
-        }
-    }
-    Ok(Report { place: namespace.to_string(), load, quick: arguments.quick, rows })
+    choice.print(&report)
 }
 
 /// What runs ends with what measures it, in order: processes are killed, mounts and directories removed.
@@ -132,9 +92,4 @@ async fn interrupted() -> Result<()> {
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
     }
-}
-
-#[expect(clippy::print_stderr, reason = "progress and errors go beside the table, not into it")]
-fn say(text: &str) {
-    eprintln!("countersign-bench: {text}");
 }

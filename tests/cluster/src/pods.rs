@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Event, Namespace, Pod, ServiceAccount};
 use kube::api::{AttachParams, DeleteParams, ListParams, LogParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep};
 
 use crate::secrets::SYSTEM;
@@ -170,8 +170,17 @@ impl Space {
 
     /// The same in a container.
     pub async fn exec_in(&self, pod: &str, container: &str, command: &[&str]) -> Result<String> {
-        let how = AttachParams::default().container(container).stderr(true);
+        self.feed(pod, container, command, "").await
+    }
+
+    /// The same with something on its standard input.
+    pub async fn feed(&self, pod: &str, container: &str, command: &[&str], input: &str) -> Result<String> {
+        let how = AttachParams::default().container(container).stderr(true).stdin(!input.is_empty());
         let mut process = self.api::<Pod>().exec(pod, command.iter().copied(), &how).await?;
+        if let Some(mut stdin) = process.stdin() {
+            stdin.write_all(input.as_bytes()).await?;
+            stdin.shutdown().await?;
+        }
         let (mut stdout, mut stderr) = (String::new(), String::new());
         let (mut out, mut err) =
             (process.stdout().context("standard output")?, process.stderr().context("standard error")?);

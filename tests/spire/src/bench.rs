@@ -6,13 +6,13 @@
 mod asking;
 mod pushes;
 
-use std::fs;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use countersign_tests::bench::figures::load;
 use countersign_tests::bench::report::{Report, Row};
 
 use crate::world::{self, World};
@@ -62,8 +62,7 @@ impl Effort {
 /// Runs the program. To be called first in `main`.
 pub fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    let load = fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
-    let load = load.split(' ').next().unwrap_or_default().to_owned();
+    let load = load()?;
     let effort = if arguments.quick { Effort::QUICK } else { Effort::FULL };
     world::run(&[], async |world| {
         let rows = measure(&world, effort).await?;

@@ -9,24 +9,20 @@ mod storm;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
-use countersign_tests::bench::report::{Report, Row};
+use countersign_tests::bench::figures::{self, Choice, Effort, exit};
+use countersign_tests::bench::report::Row;
 use countersign_tests::mount::{self, Namespace};
+
+const NAME: &str = "countersign-vault-bench";
 
 /// Measures the store `vault` on this machine, against a Vault that it starts.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "countersign-vault-bench", version)]
+#[command(name = NAME, version)]
 struct Arguments {
-    /// Fewer samples and shorter times: for a look, not for a claim.
-    #[arg(long)]
-    quick: bool,
-    /// Measure this figure alone; may be given more than once.
-    #[arg(long, value_name = "FIGURE")]
-    only: Vec<Figure>,
-    /// Print JSON in place of the table.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    choice: Choice<Figure>,
 }
 
 /// What can be measured.
@@ -44,20 +40,7 @@ enum Figure {
     Allocated,
 }
 
-/// How much is measured.
-#[derive(Debug, Clone, Copy)]
-struct Effort {
-    quick: bool,
-}
-
-impl Effort {
-    /// `full`, or `quick` when that was asked for.
-    fn of<T>(self, full: T, quick: T) -> T {
-        if self.quick { quick } else { full }
-    }
-}
-
-impl Figure {
+impl figures::Figure for Figure {
     async fn measure(self, effort: Effort) -> Result<Vec<Row>> {
         match self {
             Self::Publish => publish::measure(effort).await,
@@ -71,16 +54,10 @@ impl Figure {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("{error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    exit(NAME, run(&Arguments::parse().choice))
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
+fn run(choice: &Choice<Figure>) -> Result<()> {
     let namespace = mount::enter()?;
     if namespace != Namespace::Root {
         bail!("root is needed: PostgreSQL runs as somebody else; here: {namespace}");
@@ -88,28 +65,5 @@ fn run(arguments: &Arguments) -> Result<()> {
     // One thread measures. The other is for what answers meanwhile: the way to the issuer's keys is ours too, and Vault
     // asks for them while the page's commands are waited for.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let report = runtime.block_on(measure(arguments, &namespace))?;
-    let text = if arguments.json { report.json() } else { report.to_string() };
-    std::io::Write::write_all(&mut std::io::stdout(), format!("{text}\n").as_bytes())
-        .context("standard output")
-}
-
-async fn measure(arguments: &Arguments, namespace: &Namespace) -> Result<Report> {
-    let load = std::fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
-    let load = load.split(' ').next().unwrap_or_default().to_owned();
-    let mut rows = Vec::new();
-    for &figure in Figure::value_variants() {
-        if arguments.only.is_empty() || arguments.only.contains(&figure) {
-            let name =
-                figure.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-            say(&format!("measuring {name}"));
-            rows.extend(figure.measure(Effort { quick: arguments.quick }).await.context(name)?);
-        }
-    }
-    Ok(Report { place: namespace.to_string(), load, quick: arguments.quick, rows })
-}
-
-#[expect(clippy::print_stderr, reason = "progress and errors go beside the table, not into it")]
-fn say(text: &str) {
-    eprintln!("countersign-vault-bench: {text}");
+    choice.print(&runtime.block_on(choice.measure(NAME, &namespace))?)
 }

@@ -9,6 +9,7 @@ use countersign_cluster::chart::TRUST_DOMAIN;
 use countersign_cluster::pods::{LIMIT, PATH, inline, name, until};
 use countersign_cluster::world::{Case, Kind, World, case};
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
 use serde_json::{Value, json};
 
@@ -21,6 +22,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("init_containers_see_the_files", Kind::Harmless, init_containers),
         case("each_service_account_has_its_own_identity", Kind::Harmless, identities),
         case("job_runs_to_its_end_and_goes", Kind::Harmless, job),
+        case("agent_explains_a_pod_that_runs", Kind::Harmless, explained),
     ]
 }
 
@@ -189,5 +191,30 @@ async fn job(world: Arc<World>) -> Result<()> {
     let phase = until(LIMIT, "an end", ended).await?;
     ensure!(phase == "Succeeded" && space.log("once", "main").await? == "for-job", "{phase}");
     space.delete("once").await?;
+    space.remove().await
+}
+
+/// As `docs/vault.md` has it, by `kubectl exec`.
+async fn explained(world: Arc<World>) -> Result<()> {
+    let space = world.space("explained").await?;
+    let manifest = space.manifest(
+        "asks",
+        &[
+            ("countersign.dev/inject", "true"),
+            ("secret.countersign.dev/password", "sops:e2e-explained.db#password"),
+        ],
+    );
+    let pod = space.start_from(&manifest).await?;
+    let system = world.system().await?;
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).context("its node")?;
+    let agents = system.ready("app.kubernetes.io/component=node").await?;
+    let on_node = |pod: &&Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node);
+    let agent = name(agents.iter().find(on_node).context("the agent of its node")?)?;
+    let command = ["/countersign-agent", "explain", "--answers", "/run/countersign/answers.sock", "-"];
+    let text = system.feed(agent, "agent", &command, &serde_json::to_string(&pod)?).await?;
+    let id = format!("spiffe://{TRUST_DOMAIN}/ns/e2e-explained/sa/default");
+    ensure!(text.contains(&id) && text.contains("e2e-explained.db"), "{text}");
+    ensure!(text.contains("it answered last") && text.contains(" s ago"), "{text}");
+    ensure!(!text.contains("for-explained"), "a secret is shown: {text}");
     space.remove().await
 }
