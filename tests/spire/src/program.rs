@@ -10,6 +10,8 @@ use countersign_cluster::tools::{installed, tool};
 use countersign_tests::processes::{Process, privileged};
 use x509_parser::prelude::Pem;
 
+use crate::files::blocks;
+
 /// How long it may take to start, on a busy machine.
 const START: Duration = Duration::from_secs(30);
 /// Where it listens.
@@ -63,6 +65,20 @@ pub fn read_pkcs12(keystore: &Path, truststore: &Path) -> Result<String> {
     let output = Command::new(tool("reader")?).arg("p12").args([keystore, truststore]).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+/// What OpenSSL reads in a PKCS#12 file by a password: all of its blocks, or with `-nokeys` or `-nocerts` some of them. None
+/// where it does not take the password.
+pub fn openssl_pkcs12(file: &Path, password: &str, which: &str) -> Result<Option<Vec<Vec<u8>>>> {
+    let mut command = Command::new(installed("openssl")?);
+    command.args(["pkcs12", "-noenc", which, "-passin"]).arg(format!("pass:{password}")).arg("-in").arg(file);
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("invalid password") {
+        return Ok(None);
+    }
+    ensure!(output.status.success(), "{said}");
+    Ok(Some(blocks(&String::from_utf8(output.stdout)?)))
 }
 
 /// OpenSSL's client, for ten seconds at most.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use countersign_cluster::pods::until;
 use countersign_spire_tests::entry::Entry;
 use countersign_spire_tests::postgres::Postgres;
-use countersign_spire_tests::program::{Program, read_pkcs12};
+use countersign_spire_tests::program::{Program, openssl_pkcs12, read_pkcs12};
 use countersign_spire_tests::world::{Case, Kind, World, case, files, follow, volume};
 use serde_json::json;
 
@@ -37,7 +37,17 @@ async fn go_program(world: Arc<World>) -> Result<()> {
         let (client, server) = program.greets()?;
         ensure!(client == id("golang"), "the client was taken for {client}");
         ensure!(server == leaf(&last), "another certificate than the file's");
-        let read = read_pkcs12(&place.join("..data/tls.p12"), &place.join("..data/ca.p12"))?;
+        let (keystore, truststore) = (place.join("..data/tls.p12"), place.join("..data/ca.p12"));
+        for (file, which, pem) in [
+            (&keystore, "-nokeys", "tls.crt"),
+            (&keystore, "-nocerts", "tls.key"),
+            (&truststore, "-nokeys", "ca.crt"),
+        ] {
+            let read = openssl_pkcs12(file, "changeit", which)?;
+            ensure!(read == Some(last.blocks(pem)), "{which} of {} is not {pem}", file.display());
+            ensure!(openssl_pkcs12(file, "changed", which)?.is_none(), "any password is taken");
+        }
+        let read = read_pkcs12(&keystore, &truststore)?;
         let expected =
             format!("{} {} [{}]", last.blocks("tls.crt").len(), last.blocks("ca.crt").len(), id("golang"));
         ensure!(read == expected, "{read}, not {expected}");
