@@ -3,6 +3,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "what is missing fails the test")]
 
+mod authorities;
 pub mod bench;
 pub mod entry;
 pub mod files;

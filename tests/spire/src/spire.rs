@@ -29,7 +29,7 @@ pub const ADMIN_SOCKET: &str = "/run/spire/admin/admin.sock";
 /// The node's name in entries; whatever SPIRE agent is attested on it has it as an alias.
 const NODE: &str = "spiffe://example.org/node/node-1";
 /// Where the server listens.
-const PORT: u16 = 8081;
+pub(crate) const PORT: u16 = 8081;
 /// How long any part may take to start, on a busy machine.
 const START: Duration = Duration::from_secs(60);
 
@@ -97,7 +97,7 @@ impl Spire {
         Ok(spire)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.home.join(name)
     }
 
@@ -213,34 +213,6 @@ plugins {{
         fs::write(&path, roots)?;
         let (id, path) = (format!("spiffe://{domain}"), path.display().to_string());
         self.server(&["bundle", "set", "-id", &id, "-format", "pem", "-path", &path]).map(drop)
-    }
-
-    /// Prepares a new authority of a kind, `x509` or `jwt`, which is in the bundle from then on; its id.
-    pub fn prepare(&self, kind: &str) -> Result<String> {
-        self.authority(&["localauthority", kind, "prepare"], "prepared_authority")
-    }
-
-    /// Signs with the prepared authority from now on; the id of the one before.
-    pub fn activate(&self, kind: &str, id: &str) -> Result<()> {
-        self.server(&["localauthority", kind, "activate", "-authorityID", id]).map(drop)
-    }
-
-    /// The authority that signs now.
-    pub fn active(&self, kind: &str) -> Result<String> {
-        self.authority(&["localauthority", kind, "show"], "active")
-    }
-
-    /// Declares an authority to be compromised, and takes it out of the bundle.
-    pub fn revoke(&self, kind: &str, id: &str) -> Result<()> {
-        self.server(&["localauthority", kind, "taint", "-authorityID", id])?;
-        self.server(&["localauthority", kind, "revoke", "-authorityID", id]).map(drop)
-    }
-
-    fn authority(&self, arguments: &[&str], which: &str) -> Result<String> {
-        let said = self.server(&[arguments, &["-output", "json"]].concat())?;
-        let answer: serde_json::Value = serde_json::from_str(&said)?;
-        let id = answer.pointer(&format!("/{which}/authority_id")).and_then(serde_json::Value::as_str);
-        id.map(str::to_owned).with_context(|| format!("no {which} authority in {said}"))
     }
 
     /// Starts an agent that has never been attested before: it gets an identity of its own, and keeps it.

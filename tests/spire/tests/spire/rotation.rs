@@ -106,12 +106,12 @@ async fn new_authority(world: Arc<World>) -> Result<()> {
     ensure!(prepared.identity()? == id("authority"));
     world.spire.activate("x509", &new)?;
     // Tainted: everybody is signed anew, and trusts both meanwhile.
-    world.spire.server(&["localauthority", "x509", "taint", "-authorityID", &old])?;
+    world.spire.taint_x509(&old).await?;
     let signed = follower
         .becomes(SOON, "signed anew", |files| files.text("tls.crt") != before.text("tls.crt"))
         .await?;
     ensure!(signed.identity()? == id("authority"));
-    world.spire.server(&["localauthority", "x509", "revoke", "-authorityID", &old])?;
+    world.spire.revoke("x509", &old)?;
     let first = roots.first().context("a root")?;
     let after = follower
         .becomes(SOON, "rid of the old root", |files| !files.blocks("ca.crt").contains(first))
@@ -142,7 +142,7 @@ async fn new_jwt_authority(world: Arc<World>) -> Result<()> {
     let new = world.spire.prepare("jwt")?;
     world.spire.activate("jwt", &new)?;
     world.spire.server(&["localauthority", "jwt", "taint", "-authorityID", &old])?;
-    world.spire.server(&["localauthority", "jwt", "revoke", "-authorityID", &old])?;
+    world.spire.revoke("jwt", &old)?;
     until(LIMIT, "rid of the old key", async || {
         Ok((!jwt_keys(&world.spire.bundle()?)?.contains(&old)).then_some(()))
     })

@@ -44,14 +44,14 @@ async fn vault(world: Arc<World>) -> Result<()> {
     let new = world.spire.prepare("x509")?;
     world.vault.trust_roots(&world.spire.roots()?).await?;
     world.spire.activate("x509", &new)?;
-    world.spire.server(&["localauthority", "x509", "taint", "-authorityID", &old])?;
+    world.spire.taint_x509(&old).await?;
     let jwt = world.spire.prepare("jwt")?;
     world.spire.activate("jwt", &jwt)?;
     let signed = follower
         .becomes(SOON, "signed anew", |files| files.text("tls.crt") != before.text("tls.crt"))
         .await?;
     ensure!(signed.identity()? == "spiffe://example.org/ns/payments/sa/api");
-    world.spire.server(&["localauthority", "x509", "revoke", "-authorityID", &old])?;
+    world.spire.revoke("x509", &old)?;
     world.vault.trust_roots(&world.spire.roots()?).await?;
     // No login of before counts any more: whoever comes now is known by what the new authorities have signed.
     space.delete("api").await?;
