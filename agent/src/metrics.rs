@@ -20,7 +20,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::files::Change;
 use crate::identity::{Identity, JwtSvid, Push, Roots, Subscription, Token, Workload};
-use crate::sources::{Ask, Sources, Stale};
+use crate::sources::{Ask, Caller, Mint, Sources, Stale};
 use crate::store::{Answer, Held, vault};
 use crate::turn::Turned;
 
@@ -120,7 +120,12 @@ impl Metrics {
             self.bytes_written.clone(),
         );
         r.register("fetch", "Reads from stores, by store and result", self.fetches.clone());
-        r.register_with_unit("fetch", "Time a read from a store took", s.clone(), self.fetch_seconds.clone());
+        r.register_with_unit(
+            "fetch",
+            "Time a read from a store took, the login for it included",
+            s.clone(),
+            self.fetch_seconds.clone(),
+        );
         r.register("identity", "SVIDs asked for, by result", self.identities.clone());
         let help = "Changes of pods' identities that their source reported by itself";
         r.register("identity_push", help, self.pushes.clone());
@@ -190,6 +195,11 @@ impl Metrics {
         self.publishes.get_or_create(&Outcome { result: word(result) }).inc();
     }
 
+    fn identity<T>(&self, took: Duration, result: &Result<T, Error>) {
+        self.identity_seconds.observe(took.as_secs_f64());
+        self.identities.get_or_create(&Outcome { result: word(result.as_ref().map(|_| ())) }).inc();
+    }
+
     pub(crate) fn turned(&self, turned: &Turned) {
         let result = turned.trouble.as_ref().map_or(Ok(()), Err);
         self.turns.get_or_create(&Outcome { result: word(result) }).inc();
@@ -202,6 +212,30 @@ impl Metrics {
 
 fn word(result: Result<(), &Error>) -> &'static str {
     result.map_or_else(Error::label, |()| "ok")
+}
+
+/// Counts and times what stores ask of a mint by themselves, for their logins.
+#[derive(Debug)]
+pub struct MeasuredMint<'a, M> {
+    mint: &'a M,
+    metrics: &'a Metrics,
+    clock: Clock,
+}
+
+impl<'a, M> MeasuredMint<'a, M> {
+    /// Decorates `mint`.
+    pub fn new(mint: &'a M, metrics: &'a Metrics, clock: Clock) -> Self {
+        Self { mint, metrics, clock }
+    }
+}
+
+impl<M: Mint> Mint for MeasuredMint<'_, M> {
+    async fn mint(&self, caller: Caller<'_>, audience: &str) -> Result<JwtSvid, Error> {
+        let began = self.clock.now();
+        let result = self.mint.mint(caller, audience).await;
+        self.metrics.identity(self.clock.now() - began, &result);
+        result
+    }
 }
 
 /// Sources whose every call is counted and timed.
@@ -220,8 +254,7 @@ impl<S> Measured<S> {
     }
 
     fn identity<T>(&self, began: tokio::time::Instant, result: &Result<T, Error>) {
-        self.metrics.identity_seconds.observe((self.clock.now() - began).as_secs_f64());
-        self.metrics.identities.get_or_create(&Outcome { result: word(result.as_ref().map(|_| ())) }).inc();
+        self.metrics.identity(self.clock.now() - began, result);
     }
 }
 

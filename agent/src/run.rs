@@ -26,7 +26,7 @@ use crate::identity::{self, Identity, JwtSvid, Push, Roots, Subscription, Token,
 use crate::keeper::Keeper;
 use crate::kubernetes::duties::Duties;
 use crate::mailbox::Mailbox;
-use crate::metrics::{Measured, Metrics};
+use crate::metrics::{Measured, MeasuredMint, Metrics};
 use crate::service::Service;
 use crate::sources::{Ask, Sources, Stale};
 use crate::store::{Answer, Held, Store};
@@ -37,6 +37,8 @@ use crate::turn::World;
 struct Configured {
     identity: identity::Source,
     stores: HashMap<Arc<str>, Store>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
 }
 
 impl Sources for Configured {
@@ -82,7 +84,7 @@ impl Sources for Configured {
             store: source.store.to_string(),
             problem: "is not configured".to_owned(),
         })?;
-        store.fetch(&self.identity, ask, held).await
+        store.fetch(&MeasuredMint::new(&self.identity, &self.metrics, self.clock), ask, held).await
     }
 
     async fn run(&self, shutdown: &CancellationToken) {
@@ -119,7 +121,8 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let names = stores.keys().cloned().collect();
     let identity = choose(identity, &api, &cluster.node_name, trust_domain, clock)?;
 
-    let sources = Measured::new(Audited(Configured { identity, stores }), Arc::clone(&metrics), clock);
+    let configured = Configured { identity, stores, metrics: Arc::clone(&metrics), clock };
+    let sources = Measured::new(Audited(configured), Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
     let duties = Duties::new(&cluster, &api, &metrics, clock)?;
     let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::clone(&metrics));

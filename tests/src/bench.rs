@@ -2,6 +2,7 @@
 //! the same machine takes in the same run for the least that has to be done.
 
 mod bare;
+pub mod calls;
 mod change;
 pub mod figures;
 mod load;

@@ -1,20 +1,15 @@
 //! A node with pods on it, all of whose volumes ask for the same kinds of files.
 
-use std::fs;
-use std::path::PathBuf;
-use std::time::Duration;
-
 use anyhow::{Context, Result};
-use countersign_proto::csi::{NodePublishVolumeRequest, ProbeRequest};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde_json::json;
-use tokio::time::Instant;
-use tonic::Status;
 
-use crate::kubelet::{PodVolume, csi_identity, csi_node};
+use crate::kubelet::PodVolume;
 use crate::node::{Node, SOON, Setup};
 use crate::pods::{Pod, Volume};
 use crate::processes::Process;
+
+use super::calls::{Calls, end};
 
 /// Different secrets that each volume asks for: a read for each, whatever is made of it.
 pub(super) const REFERENCES: u64 = 2;
@@ -76,8 +71,7 @@ impl Load {
 
     /// The calls that can be timed.
     pub(super) fn calls(&self) -> Result<Calls> {
-        let plugin = self.node.kubelet.plugin().context("a registered driver")?;
-        Ok(Calls { socket: plugin.endpoint })
+        Calls::of(&self.node)
     }
 
     /// A counter of the agent's, over all its labels.
@@ -102,40 +96,5 @@ impl Load {
         let gone = stream::iter(self.volumes).map(|mut volume| async move { end(&mut volume).await });
         gone.buffered(AT_ONCE).try_collect::<Vec<_>>().await?;
         self.node.is_clean().await
-    }
-}
-
-/// Takes away a volume that was published by [`Calls::publish`], of which kubelet's stand-in has no notes.
-pub(super) async fn end(volume: &mut PodVolume) -> Result<()> {
-    volume.unpublish_once().await?;
-    volume.unpublish(SOON).await
-}
-
-/// What kubelet sends for a volume, with the directory it makes first.
-pub(super) fn prepared(load: &Load, volume: &PodVolume) -> Result<NodePublishVolumeRequest> {
-    let target = volume.target();
-    fs::create_dir_all(target.parent().context("a target has a parent")?)?;
-    load.node.kubelet.publish_request(&volume.pod, &volume.volume)
-}
-
-/// Kubelet's calls, each timed with the connection that kubelet makes for it.
-#[derive(Debug, Clone)]
-pub(super) struct Calls {
-    socket: PathBuf,
-}
-
-impl Calls {
-    /// `NodePublishVolume`.
-    pub(super) async fn publish(&self, request: NodePublishVolumeRequest) -> Result<Duration, Status> {
-        let began = Instant::now();
-        csi_node(&self.socket).await?.node_publish_volume(request).await?;
-        Ok(began.elapsed())
-    }
-
-    /// `Probe`: the least that a call can be.
-    pub(super) async fn probe(&self) -> Result<Duration, Status> {
-        let began = Instant::now();
-        csi_identity(&self.socket).await?.probe(ProbeRequest {}).await?;
-        Ok(began.elapsed())
     }
 }

@@ -11,7 +11,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::Effort;
 use super::bare;
-use super::load::{Load, NEVER, end, prepared};
+use super::calls::{Clocks, end, prepared};
+use super::load::{Load, NEVER};
 use super::report::{Quantity, Row};
 use super::times::Times;
 use super::usage::Processor;
@@ -32,20 +33,18 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     let mut agent = Vec::new();
     let (mut waiting, mut turns, mut used) = (Vec::new(), 0, Duration::ZERO);
     let (mut floor, mut probe) = (Vec::new(), Vec::new());
-    let mut before = Answers::until_now(&load).await?;
+    let (mut before, reads_before) = (Clocks::of(&load.node).await?, reads(&load).await?);
     for round in 0..WARM_UP + effort.of(1000, 200) {
         let bare = bare::mount(&floor_target, &files)?;
         let probed = calls.probe().await?;
         // Of the same account as the first.
         let mut volume = load.pod(1);
-        let request = prepared(&load, &volume)?;
+        let request = prepared(&load.node, &volume)?;
         let processors_before = processors(&load)?;
         let took = calls.publish(request).await.context("publish")?;
         let processors_after = processors(&load)?;
-        let after = Answers::until_now(&load).await?;
-        ensure!(after.reads == before.reads, "a secret was read that was to be in the cache");
-        let answer = after.identity.saturating_sub(before.identity);
-        let in_agent = after.publish.saturating_sub(before.publish).saturating_sub(answer);
+        let after = Clocks::of(&load.node).await?;
+        let clocks = after.since(&before);
         before = after;
         if round == 0 {
             ensure!(reader::read(&volume.target())?.len() == files.len(), "the volume has all its files");
@@ -53,9 +52,9 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
         end(&mut volume).await?;
         if round >= WARM_UP {
             whole.push(took);
-            identity.push(answer);
-            overhead.push(took.saturating_sub(answer));
-            agent.push(in_agent);
+            identity.push(clocks.identity);
+            overhead.push(took.saturating_sub(clocks.identity));
+            agent.push(clocks.publish.saturating_sub(clocks.identity));
             let mut waited = Duration::ZERO;
             for (now, earlier) in processors_after.iter().zip(&processors_before) {
                 let (wait, given) = now.waits_since(earlier);
@@ -69,6 +68,7 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
         }
     }
     fs::remove_dir(floor_target)?;
+    ensure!(reads(&load).await? == reads_before, "a secret was read that was to be in the cache");
     load.end().await?;
 
     let of = |samples| Times::of(samples);
@@ -109,24 +109,6 @@ fn processors(load: &Load) -> Result<[Processor; 2]> {
     Ok([driver?, agent?])
 }
 
-/// Times by the agent's own clock, and how often it asked a store.
-struct Answers {
-    publish: Duration,
-    identity: Duration,
-    reads: u64,
-}
-
-impl Answers {
-    async fn until_now(load: &Load) -> Result<Self> {
-        let metrics = load.node.metrics().await?;
-        let time = |name: &str| {
-            let seconds = metrics.sum(name, &[]).with_context(|| format!("no metric {name}"))?;
-            Ok::<_, anyhow::Error>(Duration::from_secs_f64(seconds))
-        };
-        Ok(Self {
-            publish: time("countersign_publish_seconds_sum")?,
-            identity: time("countersign_identity_seconds_sum")?,
-            reads: load.counter("countersign_fetch_total").await?,
-        })
-    }
+async fn reads(load: &Load) -> Result<u64> {
+    load.counter("countersign_fetch_total").await
 }

@@ -9,7 +9,8 @@ use tokio::time::{Instant, sleep};
 use tonic::Status;
 
 use super::bare;
-use super::load::{Calls, Load, NEVER, PODS_OF_AN_ACCOUNT, REFERENCES, end, prepared};
+use super::calls::{Calls, end, prepared};
+use super::load::{Load, NEVER, PODS_OF_AN_ACCOUNT, REFERENCES};
 use super::report::{Quantity, Row};
 use super::times::Times;
 use crate::node::SOON;
@@ -22,7 +23,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 pub(super) async fn measure() -> Result<Vec<Row>> {
     let load = Load::start(Some(NEVER)).await?;
     let mut volumes: Vec<_> = (0..VOLUMES as usize).map(|index| load.pod(index)).collect();
-    let requests = volumes.iter().map(|volume| prepared(&load, volume)).collect::<Result<Vec<_>>>()?;
+    let requests = volumes.iter().map(|volume| prepared(&load.node, volume)).collect::<Result<Vec<_>>>()?;
     let calls = load.calls()?;
 
     let began = Instant::now();

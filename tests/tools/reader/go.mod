@@ -4,7 +4,6 @@ go 1.26.6
 
 tool countersign.dev/tests/tools/reader
 
-require (
-	golang.org/x/crypto v0.11.0 // indirect
-	software.sslmate.com/src/go-pkcs12 v0.7.4 // indirect
-)
+require software.sslmate.com/src/go-pkcs12 v0.7.4
+
+require golang.org/x/crypto v0.59.0 // indirect

@@ -1,8 +1,9 @@
 //! What a publish takes beyond the answers of Vault and of the issuer.
 //!
-//! Vault's part is Vault's own word: the time between the request's and the answer's line in its audit file. The
-//! issuer's is the agent's clock around each request for an SVID. Both are taken off the publish they belong to, for
-//! no two overlap. Beside it stands what a bare client takes for the same requests, connection kept open.
+//! The time is that of kubelet's call. Vault's part is Vault's own word: the time between the request's and the answer's
+//! line in its audit file. The issuer's is the agent's clock around each request for an SVID, those for logins among them.
+//! Both are taken off the publish they belong to, for no two overlap. Beside it stands what a bare client takes for the
+//! same requests, connection kept open, and what a `Probe` of the driver takes: the least that kubelet's call can be.
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tokio::time::Instant;
 
+use countersign_tests::bench::calls::{Calls, Clocks, end, prepared};
 use countersign_tests::bench::report::{Quantity, Row};
 use countersign_tests::bench::times::Times;
 use countersign_tests::node::SOON;
@@ -17,7 +19,7 @@ use countersign_tests::pods::{Pod, Volume};
 use countersign_tests::reader::read_file;
 
 use super::Effort;
-use super::setting::{identity_time, secret, start, volume};
+use super::setting::{secret, start, volume};
 use crate::api::Api;
 use crate::audit;
 use crate::world::World;
@@ -31,8 +33,8 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     let cold = series(&mut world, rounds, Kind::Cold).await?;
     let warm = series(&mut world, rounds, Kind::Warm).await?;
     Ok([
-        cold.rows("first publish, beyond login and read", 3)?,
-        warm.rows("identity known, beyond the read", 1)?,
+        rows(&cold, "first publish, beyond login and read", 3)?,
+        rows(&warm, "identity known, beyond the read", 1)?,
     ]
     .concat())
 }
@@ -45,68 +47,78 @@ enum Kind {
     Warm,
 }
 
-#[derive(Debug, Default)]
-struct Series {
-    whole: Vec<Duration>,
-    identity: Vec<Duration>,
-    vault: Vec<Duration>,
-    beyond: Vec<Duration>,
-    bare: Vec<Duration>,
+/// One publish, and what else was timed beside it.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    whole: Duration,
+    clocks: Clocks,
+    vault: Duration,
+    bare: Duration,
+    probe: Duration,
 }
 
-impl Series {
-    fn rows(self, what: &str, target: u64) -> Result<Vec<Row>> {
-        let of = |samples| Times::of(samples);
-        let (whole, identity, vault) = (of(self.whole)?, of(self.identity)?, of(self.vault)?);
-        let (beyond, bare) = (of(self.beyond)?, of(self.bare)?);
-        let row = |percent| {
-            let at = |times: &Times| Quantity::Time(times.percentile(percent));
-            let remark = format!(
-                "in all {} with {} in Vault and {} for the identity; {} publishes",
-                at(&whole),
-                at(&vault),
-                at(&identity),
-                whole.count()
-            );
-            Row::new(format!("{what}, p{percent}"), at(&beyond))
-                .floor(at(&bare), "a bare client, Vault included")
-                .remark(remark)
-        };
-        Ok(vec![row(50), row(99).target(Quantity::Time(Duration::from_millis(target)))])
+impl Sample {
+    fn beyond(&self) -> Duration {
+        self.whole.saturating_sub(self.clocks.identity).saturating_sub(self.vault)
+    }
+
+    /// The part of it that the agent spent on its reads and not in Vault: its client's way there and back, and in a first
+    /// publish the SVID for the login.
+    fn reading(&self) -> Duration {
+        self.clocks.fetch.saturating_sub(self.vault)
     }
 }
 
-async fn series(world: &mut World, rounds: usize, kind: Kind) -> Result<Series> {
-    let mut series = Series::default();
+fn rows(samples: &[Sample], what: &str, target: u64) -> Result<Vec<Row>> {
+    let of = |part: &dyn Fn(&Sample) -> Duration| Times::of(samples.iter().map(part).collect());
+    let (whole, beyond) = (of(&|sample| sample.whole)?, of(&Sample::beyond)?);
+    let (identity, vault) = (of(&|sample| sample.clocks.identity)?, of(&|sample| sample.vault)?);
+    let (bare, probe, reading) =
+        (of(&|sample| sample.bare)?, of(&|sample| sample.probe)?, of(&Sample::reading)?);
+    let row = |percent| {
+        let at = |times: &Times| Quantity::Time(times.percentile(percent));
+        let remark = format!(
+            "in all {} with {} in Vault and {} for the identity; reads by the agent's clock {} beyond Vault's; a Probe {}; {} publishes",
+            at(&whole),
+            at(&vault),
+            at(&identity),
+            at(&reading),
+            at(&probe),
+            whole.count()
+        );
+        Row::new(format!("{what}, p{percent}"), at(&beyond))
+            .floor(at(&bare), "a bare client, Vault included")
+            .remark(remark)
+    };
+    Ok(vec![row(50), row(99).target(Quantity::Time(Duration::from_millis(target)))])
+}
+
+async fn series(world: &mut World, rounds: usize, kind: Kind) -> Result<Vec<Sample>> {
+    let mut samples = Vec::new();
     // A pod that stays keeps its account's token.
     secret(world, "kept", "x").await?;
     let mut keeper = volume(world, "keeper", "warm", &["kept"], "24h");
     keeper.publish(SOON).await?;
-    let bare = Bare::new(world).await?;
+    let (client, calls) = (Bare::new(world).await?, Calls::of(&world.node)?);
     for round in 0..WARM_UP + rounds {
         let name = format!("s-{kind:?}-{round}").to_lowercase();
         secret(world, &name, "correct horse battery staple").await?;
         let account = if kind == Kind::Cold { format!("cold-{round}") } else { "warm".to_owned() };
         let mut volume = volume(world, &name, &account, &[&name], "24h");
-        let floor = bare.measure(kind, &name).await?;
+        let (bare, probe) = (client.measure(kind, &name).await?, calls.probe().await?);
         // The file's length and not its lines: to parse thousands of them would leave all caches cold for the publish.
-        let (audited, identity) = (world.vault.audited()?, identity_time(&world.node).await?);
-        let began = Instant::now();
-        volume.publish_once().await.context("publish")?;
-        let whole = began.elapsed();
-        let identity = identity_time(&world.node).await?.saturating_sub(identity);
+        let (audited, clocks) = (world.vault.audited()?, Clocks::of(&world.node).await?);
+        let request = prepared(&world.node, &volume)?;
+        let whole = calls.publish(request).await.context("publish")?;
+        let clocks = Clocks::of(&world.node).await?.since(&clocks);
         let vault = audit::answered(&world.vault.audit_since(audited)?)?;
-        volume.unpublish(SOON).await?;
+        end(&mut volume).await?;
         if round >= WARM_UP {
-            series.whole.push(whole);
-            series.identity.push(identity);
-            series.vault.push(vault);
-            series.beyond.push(whole.saturating_sub(identity).saturating_sub(vault));
-            series.bare.push(floor);
+            samples.push(Sample { whole, clocks, vault, bare, probe });
         }
     }
     keeper.unpublish(SOON).await?;
-    Ok(series)
+    Ok(samples)
 }
 
 /// A client that does the same and nothing else.

@@ -1,13 +1,12 @@
 //! The world that is measured: one role for every account of a namespace, and secrets for as many as are asked for.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Map, json};
 
 use countersign_tests::kubelet::PodVolume;
-use countersign_tests::node::{Node, Setup};
+use countersign_tests::node::Setup;
 use countersign_tests::pods::{Pod, Volume};
 
 use crate::world::{Plan, World};
@@ -53,10 +52,4 @@ pub(super) fn volume(world: &World, pod: &str, account: &str, secrets: &[&str], 
         volume.secret(secret, &format!("vault:kv/data/{secret}#password"))
     });
     world.node.volume(&Pod::new("payments", pod, account), asked)
-}
-
-/// What the agent's own clock has seen of the answers for identities.
-pub(super) async fn identity_time(node: &Node) -> Result<Duration> {
-    let seconds = node.metrics().await?.sum("countersign_identity_seconds_sum", &[]);
-    Ok(Duration::from_secs_f64(seconds.context("no metric countersign_identity_seconds_sum")?))
 }
