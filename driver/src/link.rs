@@ -266,12 +266,19 @@ impl Dialer {
         ids.dedup();
         let message = ReconcileRequest { volume_ids: ids.iter().map(ToString::to_string).collect() };
         let answer = connection.agent.clone().reconcile(message).await;
-        let answer = answer.map_err(|status| refused("Reconcile", &status))?;
-        let held = answer.into_inner().held;
+        let (held, listed) = match answer.map_err(|status| refused("Reconcile", &status)) {
+            Ok(answer) => (answer.into_inner().held, true),
+            // It is handed every volume anew, and told of each end by itself.
+            Err(error @ Error::AgentVersion { .. }) => {
+                tracing::warn!(epoch, error = sentence(&error), "going on without the agent's list");
+                (Vec::new(), false)
+            }
+            Err(error) => return Err(error),
+        };
         self.volumes.held(epoch, held.iter().filter_map(|id| VolumeId::parse(id)));
         // What has gone since the list was made would stay with the agent for good.
         let gone = |id: &VolumeId| self.volumes.known(*id).is_none() && !self.inflight.is_publishing(*id);
-        self.link.owed().retain(|id| ids.binary_search(id).is_ok());
+        self.link.owed().retain(|id| !listed || ids.binary_search(id).is_ok());
         self.link.owed().extend(ids.iter().filter(|id| gone(id)));
         Ok(Arc::new(connection))
     }

@@ -165,6 +165,33 @@ async fn a_volume_that_is_wanted_again_is_not_ended_by_an_older_end() {
     rig.end().await;
 }
 
+/// Its volumes are handed to it anew, and it is told of every end by itself: the list would have been both.
+#[tokio::test]
+async fn an_agent_of_a_version_without_the_list_is_worked_with() {
+    let rig = Rig::new();
+    rig.volumes.remember(id("mounted"), Known { mount: MountId(1), held: Some(0), delivered: None });
+    // Its end came while there was no agent.
+    rig.link.forget(id("ended")).await;
+    let agent = FakeAgent::start_as(rig.directory.path(), Manner::FillUnlisted);
+    rig.connected().await;
+    assert_eq!(agent.calls()[0], list(&[id("mounted")]));
+    // No descriptor of this connection is believed to be there.
+    assert_ne!(rig.volumes.known(id("mounted")).unwrap().held, Some(1));
+    eventually(|| agent.forgot(&id("ended").to_string())).await;
+    let connection = rig.link.now().unwrap();
+    let root = std::fs::File::open(rig.directory.path()).unwrap();
+    let key = connection.hand_over(root.into()).await.unwrap();
+    let request = PublishRequest {
+        volume_id: id("mounted").to_string(),
+        tokens: vec![Token { audience: String::new(), token: "token-1".into() }],
+        mailbox_key: key.to_vec(),
+        ..PublishRequest::default()
+    };
+    connection.publish(request, Duration::from_secs(20)).await.unwrap();
+    assert!(!agent.forgot(&id("mounted").to_string()));
+    rig.end().await;
+}
+
 #[tokio::test]
 async fn what_the_agent_says_it_holds_needs_no_descriptor() {
     let rig = Rig::new();

@@ -40,6 +40,9 @@ fn a_publish_of_0_1_0_is_read_and_written_as_it_was() {
 fn what_a_newer_driver_adds_is_passed_over() {
     let newer = [bytes(PUBLISH).as_slice(), UNKNOWN].concat();
     check_publish(&agent::PublishRequest::decode(newer.as_slice()).unwrap());
+    let list = agent::ReconcileRequest { volume_ids: vec!["csi-1".to_owned()] };
+    let newer = [list.encode_to_vec().as_slice(), UNKNOWN].concat();
+    assert_eq!(agent::ReconcileRequest::decode(newer.as_slice()).unwrap(), list);
     let held = agent::ReconcileResponse { held: vec!["csi-1".to_owned()] };
     let newer = [held.encode_to_vec().as_slice(), UNKNOWN].concat();
     assert_eq!(agent::ReconcileResponse::decode(newer.as_slice()).unwrap(), held);
@@ -52,6 +55,19 @@ fn what_a_newer_driver_adds_is_passed_over() {
     };
     let newer = [answer.encode_to_vec().as_slice(), UNKNOWN].concat();
     assert_eq!(issuer::SignResponse::decode(newer.as_slice()).unwrap(), answer);
+}
+
+#[test]
+fn a_reconcile_of_0_1_0_is_read_and_written_as_it_was() {
+    // Volumes csi-1 and csi-2; both are held.
+    let old = bytes("0a056373692d31 0a056373692d32");
+    let ids = vec!["csi-1".to_owned(), "csi-2".to_owned()];
+    let message = agent::ReconcileRequest::decode(old.as_slice()).unwrap();
+    assert_eq!((&message.volume_ids, message.encode_to_vec()), (&ids, old.clone()));
+    let answer = agent::ReconcileResponse::decode(old.as_slice()).unwrap();
+    assert_eq!((&answer.held, answer.encode_to_vec()), (&ids, old));
+    // An agent that says less than today's holds nothing.
+    assert_eq!(agent::ReconcileResponse::decode([].as_slice()).unwrap().held, Vec::<String>::new());
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub enum Manner {
     FillAndKeepOpen,
     /// Fills a provisional one, refuses the one after it.
     RefuseLasting,
+    /// Fills the volume, and is of a version that has no Reconcile.
+    FillUnlisted,
 }
 
 /// What the agent was asked.
@@ -291,7 +293,11 @@ impl Agent for Service {
             Manner::RefuseLasting if !provisional => {
                 return Err(Status::new(Code::Internal, "could not keep the volume"));
             }
-            Manner::Fill | Manner::Hang | Manner::FillAndKeepOpen | Manner::RefuseLasting => {}
+            Manner::Fill
+            | Manner::Hang
+            | Manner::FillAndKeepOpen
+            | Manner::RefuseLasting
+            | Manner::FillUnlisted => {}
         }
         let mut state = self.state.lock().unwrap();
         if let Some(root) = root {
@@ -327,6 +333,9 @@ impl Agent for Service {
         let ids = request.into_inner().volume_ids;
         self.state.lock().unwrap().calls.push(Call::Reconcile(ids.clone()));
         self.hear().await;
+        if *self.behaviour.publish.borrow() == Manner::FillUnlisted {
+            return Err(Status::unimplemented(""));
+        }
         let mut state = self.state.lock().unwrap();
         state.volumes.retain(|id, _| ids.contains(id));
         Ok(Response::new(ReconcileResponse { held: state.volumes.keys().cloned().collect() }))
