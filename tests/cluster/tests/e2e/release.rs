@@ -7,7 +7,7 @@ use countersign_cluster::chart::RELEASE;
 use countersign_cluster::pods::{LIMIT, PATH, Space, uid, until};
 use countersign_cluster::secrets::SYSTEM;
 use countersign_cluster::world::{Case, Kind, World, case};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::apps::v1::DaemonSet;
 use serde_json::json;
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -56,7 +56,8 @@ async fn upgrade(world: Arc<World>) -> Result<()> {
     manifest["spec"]["containers"][0]["command"] = json!(["sh", "-c", WATCHER, PATH]);
     space.start_from(&manifest).await?;
     let system = world.system().await?;
-    let before = node_pods(&system).await?;
+    // One that is not ready for a moment, as on a busy machine, is one all the same.
+    let before = rolled(&system, &[]).await?;
     let mut values = world.values().clone();
     values["node"] = json!({"podAnnotations": {"e2e.test/version": "2"}});
     values["issuer"] = json!({"podAnnotations": {"e2e.test/version": "2"}});
@@ -74,16 +75,14 @@ async fn upgrade(world: Arc<World>) -> Result<()> {
     space.remove().await
 }
 
-async fn node_pods(system: &Space) -> Result<Vec<String>> {
-    let pods = system.ready("app.kubernetes.io/component=node").await?;
-    pods.iter().map(|pod: &Pod| Ok(uid(pod)?.to_owned())).collect()
-}
-
-/// Waits until all pods of driver and agent are others than `before`.
+/// Waits until every node has its pod of driver and agent ready, and all of them are others than `before`.
 async fn rolled(system: &Space, before: &[String]) -> Result<Vec<String>> {
-    until(LIMIT, "rolled", async || {
-        let now = node_pods(system).await?;
-        Ok((now.len() == before.len() && now.iter().all(|uid| !before.contains(uid))).then_some(now))
+    until(LIMIT, "a ready pod of driver and agent on each node, other than before", async || {
+        let wanted = system.api::<DaemonSet>().get("countersign-node").await?.status.context("a status")?;
+        let pods = system.ready("app.kubernetes.io/component=node").await?;
+        let now: Vec<_> = pods.iter().map(|pod| Ok(uid(pod)?.to_owned())).collect::<Result<_>>()?;
+        let all = now.len() == usize::try_from(wanted.desired_number_scheduled)?;
+        Ok((all && now.iter().all(|uid| !before.contains(uid))).then_some(now))
     })
     .await
 }
