@@ -64,7 +64,7 @@ image: ## build both images (docker, podman or buildah) and their archives in ta
 
 cluster-test: ## start a real one-node Kubernetes, install the chart, run the end-to-end suite (root; CASES=text, KEEP=1)
 	@tests/cluster/image demo
-	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test --workspace --test e2e -- $(CASES)
+	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test --workspace --no-fail-fast --test e2e --test elsewhere -- $(CASES)
 
 spire-test: ## a real SPIRE on such a cluster, set up by docs/spire.md: identities, rotation, faults (root; CASES=text, KEEP=1)
 	@tests/cluster/image demo

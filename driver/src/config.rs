@@ -27,6 +27,9 @@ pub struct CommandLine {
     /// Kubelet's root directory, written as kubelet writes it
     #[arg(long, env = "COUNTERSIGN_KUBELET_ROOT", default_value = "/var/lib/kubelet")]
     pub kubelet_root: String,
+    /// Uid of the pod that this driver runs in, if it runs in one: kubelet has to have that pod below the kubelet root
+    #[arg(long, env = "COUNTERSIGN_POD_UID")]
+    pub pod_uid: Option<String>,
     /// Path of the CSI socket, the same for kubelet as for the driver [default: `csi.sock` in the directory of this
     /// driver's name in `plugins` below the kubelet root]
     #[arg(long, env = "COUNTERSIGN_CSI_SOCKET")]
@@ -66,6 +69,8 @@ pub struct Config {
     pub driver_name: String,
     /// The kubelet root: absolute, without a slash at its end.
     pub kubelet_root: String,
+    /// Uid of the driver's own pod: one component of a path.
+    pub pod_uid: Option<String>,
     /// The CSI socket.
     pub csi_socket: PathBuf,
     /// The registration socket.
@@ -128,6 +133,10 @@ impl TryFrom<CommandLine> for Config {
         require(root.starts_with('/'), &|| {
             format!("--kubelet-root {:?} must be an absolute path other than /", line.kubelet_root)
         });
+        let is_uid = |uid: &String| !uid.is_empty() && !uid.contains('/') && !uid.starts_with('.');
+        require(line.pod_uid.as_ref().is_none_or(is_uid), &|| {
+            format!("--pod-uid {:?} must be the uid of a pod", line.pod_uid.as_deref().unwrap_or_default())
+        });
         for (option, path) in [
             ("--csi-socket", &csi_socket),
             ("--registration-dir", &registration_socket),
@@ -153,6 +162,7 @@ impl TryFrom<CommandLine> for Config {
                 node_id: line.node_id,
                 driver_name: line.driver_name,
                 kubelet_root: root,
+                pod_uid: line.pod_uid,
                 csi_socket,
                 registration_socket,
                 link_dir: line.link_dir,
@@ -234,10 +244,22 @@ mod tests {
     #[test]
     fn every_mistake_is_told_at_once() {
         let long = format!("/{}", "x".repeat(120));
-        let line =
-            ["--driver-name=a@b", "--kubelet-root=/", "--volume-capacity=3MB", "--csi-socket=csi.sock"];
+        let line = [
+            "--driver-name=a@b",
+            "--kubelet-root=/",
+            "--pod-uid=a/b",
+            "--volume-capacity=3MB",
+            "--csi-socket=csi.sock",
+        ];
         let told = linked(&long, &line).unwrap_err().join("\n");
-        for option in ["--driver-name", "--kubelet-root", "--link-dir", "--volume-capacity", "--csi-socket"] {
+        for option in [
+            "--driver-name",
+            "--kubelet-root",
+            "--pod-uid",
+            "--link-dir",
+            "--volume-capacity",
+            "--csi-socket",
+        ] {
             assert!(told.contains(option), "{option} in {told}");
         }
     }

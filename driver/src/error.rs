@@ -202,6 +202,18 @@ pub enum Error {
         /// Directory of the CSI socket.
         directory: PathBuf,
     },
+    /// Kubelet's root is not the configured one.
+    #[error(
+        "kubelet's root directory is not {told}: it has made no directory for this pod there{}. Set the chart's value \
+         kubeletDir (the driver's --kubelet-root) to what kubelet runs with as --root-dir",
+        found.as_ref().map(|path| format!(", but below {} of its file system", path.display())).unwrap_or_default()
+    )]
+    Elsewhere {
+        /// The kubelet root this driver was started with.
+        told: String,
+        /// The real one, as its file system shows it.
+        found: Option<PathBuf>,
+    },
     /// The seccomp filter can't be made or installed.
     #[error("could not install the seccomp filter: the driver does not run without it")]
     Sandbox(#[source] seccompiler::Error),
@@ -248,7 +260,8 @@ impl Error {
             | Self::Peer { .. }
             | Self::Dial { .. }
             | Self::Dropped
-            | Self::Second { .. } => Code::Unavailable,
+            | Self::Second { .. }
+            | Self::Elsewhere { .. } => Code::Unavailable,
             Self::AgentSilent { .. } => Code::DeadlineExceeded,
             Self::Agent { code, .. } => *code,
             Self::Kernel { source, .. } => refusal(Some(*source)),

@@ -30,3 +30,4 @@ pub mod target;
 mod unpublish;
 pub mod volume;
 pub mod volumes;
+pub mod whereabouts;

@@ -17,6 +17,8 @@ const TABLE: &str = "/proc/thread-self/mountinfo";
 pub struct Mount<'line> {
     /// The mount's id; the kernel gives it anew once the mount is gone.
     pub id: u64,
+    /// Which part of its file system is mounted: the path of that within it.
+    pub root: Cow<'line, str>,
     /// Where it is mounted.
     pub point: Cow<'line, str>,
     /// Whether this mount (not its file system) is read-only.
@@ -33,14 +35,15 @@ impl<'line> Mount<'line> {
     pub fn parse(line: &'line str) -> Option<Self> {
         let mut fields = line.split(' ');
         let id = fields.next()?.parse().ok()?;
-        // Parent, device and root within the file system.
-        let point = fields.nth(3)?;
+        // Parent and device come before it.
+        let (root, point) = (fields.nth(2)?, fields.next()?);
         let read_only = fields.next()?.split(',').any(|option| option == "ro");
         // Any number of optional fields ends with a dash.
         fields.find(|field| *field == "-")?;
         let (fs_type, source) = (fields.next()?, fields.next()?);
         Some(Self {
             id,
+            root: unescape(root),
             point: unescape(point),
             read_only,
             fs_type: unescape(fs_type),
@@ -113,11 +116,11 @@ mod tests {
 
     #[test]
     fn a_line_is_read() {
-        let line = "612 30 0:71 / /var/lib/kubelet/pods/u/m ro,nosuid,nodev,noexec,relatime shared:9 master:2 - tmpfs \
+        let line = "612 30 0:71 /x /var/lib/kubelet/pods/u/m ro,nosuid,nodev,noexec,relatime shared:9 master:2 - tmpfs \
                     countersign:csi-00 rw,size=4096k,mode=755";
         let mount = Mount::parse(line).unwrap();
         assert_eq!((mount.id, mount.read_only), (612, true));
-        assert_eq!(mount.point, "/var/lib/kubelet/pods/u/m");
+        assert_eq!((&*mount.root, &*mount.point), ("/x", "/var/lib/kubelet/pods/u/m"));
         assert_eq!((&*mount.fs_type, &*mount.source), ("tmpfs", "countersign:csi-00"));
     }
 

@@ -32,7 +32,7 @@ use crate::sockets::{self, Audience};
 use crate::status::{self, Report};
 use crate::target::KubeletRoot;
 use crate::volumes::Volumes;
-use crate::{recovery, sandbox, sole};
+use crate::{recovery, sandbox, sole, whereabouts};
 
 /// Time running calls get to end after the process was told to stop.
 const GRACE: Duration = Duration::from_secs(10);
@@ -173,6 +173,15 @@ pub async fn run(config: Config) -> Result<(), Error> {
     };
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
+    if let Err(reason) = whereabouts::check(&config) {
+        // Only another pod brings another root.
+        return status::stand_by(
+            &config.link_dir,
+            &sentence(&reason),
+            either(&mut terminate, &mut interrupt),
+        )
+        .await;
+    }
     let sole = tokio::select! {
         sole = sole::wait(&config) => sole?,
         () = either(&mut terminate, &mut interrupt) => return Ok(()),

@@ -7,11 +7,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use countersign_proto::agent::STATUS_SOCKET;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::io::Errno;
 use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::error::{Error, sentence};
@@ -43,8 +41,7 @@ pub fn claim(csi_socket: &Path) -> Result<Sole, Error> {
     }
 }
 
-/// Takes that right, or stands by until the driver that has it ends. Meanwhile the status socket says so: the process
-/// lives and is not ready, and nothing restarts it in vain.
+/// Takes that right, or stands by until the driver that has it ends.
 ///
 /// # Errors
 /// [`Error::Path`].
@@ -53,21 +50,16 @@ pub async fn wait(config: &Config) -> Result<Sole, Error> {
         Err(other @ Error::Second { .. }) => sentence(&other),
         claimed => return claimed,
     };
-    tracing::error!(error = other, "standing by");
-    let listener = status::listen(&config.link_dir.join(STATUS_SOCKET))?;
-    let over = CancellationToken::new();
     let claiming = async {
         loop {
             sleep(AGAIN).await;
             let claimed = claim(&config.csi_socket);
             if !matches!(claimed, Err(Error::Second { .. })) {
-                over.cancel();
                 return claimed;
             }
         }
     };
-    let line = status::standing_by(&other);
-    let (claimed, ()) = tokio::join!(claiming, status::serve(listener, || line.clone(), over.clone()));
+    let claimed = status::stand_by(&config.link_dir, &other, claiming).await?;
     tracing::info!("the other driver has ended: this one takes over");
     claimed
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use countersign_proto::agent::STATUS_SOCKET;
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -23,7 +24,7 @@ struct Line<'a> {
     version: &'static str,
     registered: bool,
     registration_error: Option<&'a str>,
-    /// Why this driver serves nobody: another one does.
+    /// Why this driver serves nobody: another one does, or kubelet is not where it was told.
     standing_by: Option<&'a str>,
     volumes: usize,
     agent_connected: bool,
@@ -75,9 +76,26 @@ impl Line<'_> {
     }
 }
 
-/// The line of a driver that waits for another one's end, for this reason.
+/// Stands by, for this reason, until `over`: the process lives and is not ready, and nothing restarts it in vain. The log
+/// and the status say why.
+///
+/// # Errors
+/// [`Error::Path`].
+pub async fn stand_by<T>(link_dir: &Path, reason: &str, over: impl Future<Output = T>) -> Result<T, Error> {
+    tracing::error!(error = reason, "standing by");
+    let listener = listen(&link_dir.join(STATUS_SOCKET))?;
+    let (ended, line) = (CancellationToken::new(), standing_by(reason));
+    let waiting = async {
+        let outcome = over.await;
+        ended.cancel();
+        outcome
+    };
+    Ok(tokio::join!(waiting, serve(listener, || line.clone(), ended.clone())).0)
+}
+
+/// The line of a driver that serves nobody, for this reason.
 #[must_use]
-pub fn standing_by(reason: &str) -> String {
+fn standing_by(reason: &str) -> String {
     let line = Line {
         version: VERSION,
         registered: false,

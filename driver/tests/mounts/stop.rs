@@ -122,6 +122,42 @@ async fn a_second_driver_stands_by_until_the_first_has_ended() {
     assert!(second.ended().await.success());
 }
 
+/// Where kubelet is elsewhere it never comes. What it has mounted into the driver's container shows where it is.
+#[tokio::test]
+async fn a_driver_whose_kubelet_is_elsewhere_stands_by_and_says_where() {
+    let ground = Ground::new();
+    let real = ground.path().join("k0s/kubelet/pods/uid-1");
+    let (hosts, seen) = (real.join("etc-hosts"), ground.path().join("hosts"));
+    fs::create_dir_all(&real).unwrap();
+    fs::write(&hosts, "").unwrap();
+    fs::write(&seen, "").unwrap();
+    let own = Start::default().option("--pod-uid=uid-1");
+    let mut blind = own.run(&ground).await;
+    let told = blind.status()["standing_by"].as_str().unwrap().to_owned();
+    let root = ground.root();
+    assert!(told.starts_with(&format!("kubelet's root directory is not {}", root.display())), "{told}");
+    assert!(told.contains("there. Set the chart's value kubeletDir"), "{told}");
+    blind.signal(Signal::TERM);
+    assert!(blind.ended().await.success());
+
+    rustix::mount::mount_bind(&hosts, &seen).unwrap();
+    let mut driver = own.run(&ground).await;
+    let told = driver.status()["standing_by"].as_str().unwrap().to_owned();
+    assert!(told.contains(", but below /"), "{told}");
+    assert!(told.contains("/k0s/kubelet of its file system. Set"), "{told}");
+    // It is alive for kubelet, not ready for the agent, and has made nothing at the wrong place.
+    assert!(countersign_driver::probe::ask(&ground.link()).is_ok());
+    assert_eq!(driver.status()["registered"], false);
+    assert!(!ground.root().join("plugins").exists() && !ground.registration_socket().exists());
+    driver.signal(Signal::TERM);
+    assert!(driver.ended().await.success());
+    // Told right, it serves.
+    fs::create_dir_all(ground.root().join("pods/uid-1")).unwrap();
+    let driver = own.run(&ground).await;
+    eventually("it registers", || ground.registration_socket().exists()).await;
+    assert_eq!(driver.status()["standing_by"], serde_json::Value::Null);
+}
+
 /// Driver and agent are of one release, but for the moments of a change.
 #[tokio::test]
 async fn an_agent_that_lacks_a_call_is_said_to_be_of_another_version() {

@@ -94,7 +94,7 @@ pub async fn run(cluster: Cluster, directory: &Path) -> Result<()> {
     let load = load.split(' ').next().unwrap_or_default().to_owned();
     let mut table = Table { load, rows: Vec::new() };
     let began = Instant::now();
-    let world = World::new(Some(cluster), directory, "info").await?;
+    let world = World::new(Some(cluster), directory, "info", &json!({})).await?;
     let installed = began.elapsed();
     let space = world.space("many").await?;
     one(&space, &world, "first", With::Us).await?;

@@ -72,6 +72,11 @@ impl Helm {
         self.apply(&["upgrade", "--install", "--wait", "--timeout", "3m"], RELEASE, SYSTEM, values).await
     }
 
+    /// Upgrades the release, and waits for nothing.
+    pub async fn upgrade(&self, values: &Value) -> Result<String> {
+        self.apply(&["upgrade"], RELEASE, SYSTEM, values).await
+    }
+
     /// Installs a release of another name, in another namespace.
     pub async fn install_another(&self, release: &str, namespace: &str, values: &Value) -> Result<String> {
         self.apply(&["install"], release, namespace, values).await

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use countersign_tests::processes::Process;
 use tokio::sync::Mutex;
 
-use crate::layout::{self, Files, KUBELET};
+use crate::layout::{self, Files};
 use crate::names::Names;
 use crate::namespace::Place;
 use crate::{cgroups, images, parts, pki};
@@ -22,6 +22,8 @@ pub struct Options {
     /// How much the parts of Kubernetes log. From 8 on they write bodies of answers, tokens included, all by
     /// themselves.
     pub verbosity: u8,
+    /// Kubelet's root directory, somewhere below `/var/lib`.
+    pub kubelet: &'static str,
 }
 
 /// A running cluster of one node. Everything ends when it is dropped.
@@ -138,12 +140,12 @@ impl Cluster {
         kill_containers()?;
         kill_shims()?;
         cgroups::remove(self.files.root());
-        for directory in [KUBELET, "/run/containerd", "/run/netns"] {
+        for directory in [self.options.kubelet, "/run/containerd", "/run/netns"] {
             for mount in countersign_tests::mount::beneath(Path::new(directory))? {
                 rustix::mount::unmount(&mount.point, rustix::mount::UnmountFlags::DETACH)
                     .with_context(|| mount.point.display().to_string())?;
             }
-            if directory != KUBELET && Path::new(directory).exists() {
+            if directory != self.options.kubelet && Path::new(directory).exists() {
                 fs::remove_dir_all(directory)?;
             }
         }

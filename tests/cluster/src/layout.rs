@@ -23,8 +23,10 @@ pub const DNS_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 pub const SERVICES: &str = "10.96.0.0/16";
 /// The addresses of pods.
 pub const PODS: &str = "10.244.0.0/16";
-/// Kubelet's directory.
+/// Kubelet's root directory unless it is told another.
 pub const KUBELET: &str = "/var/lib/kubelet";
+/// Another one, as some distributions have.
+pub const KUBELET_ELSEWHERE: &str = "/var/lib/other/kubelet";
 /// Containerd's directory.
 pub const CONTAINERD: &str = "/var/lib/containerd";
 /// Containerd's socket.
@@ -40,13 +42,13 @@ const TUNABLES: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
-/// Makes this mount and network namespace into a node: usual paths, that lead into `directory`, and addresses.
+/// Makes this mount and network namespace into a node: usual paths, that lead into `directory`, and addresses. Kubelet's
+/// root directory it makes itself.
 pub fn prepare(directory: &Path) -> Result<()> {
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
-    for (point, names) in [
-        ("/var/lib", &["kubelet", "containerd", "cni", "etcd", "misc"][..]),
-        ("/var/log", &["pods", "containers"][..]),
-    ] {
+    for (point, names) in
+        [("/var/lib", &["containerd", "cni", "etcd", "misc"][..]), ("/var/log", &["pods", "containers"][..])]
+    {
         let own = on_disk(directory, point);
         for name in names {
             fs::create_dir_all(own.join(name))?;

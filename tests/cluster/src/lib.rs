@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod images;
 pub mod kubelet;
 pub mod layout;
+pub mod misplaced;
 pub mod names;
 pub mod namespace;
 pub mod node;

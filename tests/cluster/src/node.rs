@@ -12,13 +12,15 @@ use crate::layout::KUBELET;
 
 /// Our mounts that belong to a pod.
 pub fn volumes(pod_uid: &str) -> Result<Vec<Mount>> {
-    let directory = directory(pod_uid);
-    let ours =
-        mount::beneath(&directory)?.into_iter().filter(|mount| mount.source.starts_with("countersign:"));
-    Ok(ours.collect())
+    // Whatever kubelet's root is.
+    let own = format!("/pods/{pod_uid}/");
+    let ours = |mount: &Mount| {
+        mount.source.starts_with("countersign:") && mount.point.to_string_lossy().contains(&own)
+    };
+    Ok(mount::beneath(Path::new("/var/lib"))?.into_iter().filter(ours).collect())
 }
 
-/// Kubelet's directory of a pod.
+/// Kubelet's directory of a pod, where its root is the usual one.
 pub fn directory(pod_uid: &str) -> PathBuf {
     Path::new(KUBELET).join("pods").join(pod_uid)
 }

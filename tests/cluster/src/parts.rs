@@ -15,8 +15,7 @@ use tokio::time::sleep;
 
 use crate::cluster::Options;
 use crate::layout::{
-    API_ADDRESS, CONTAINERD, CONTAINERD_SOCKET, DNS_ADDRESS, Files, KUBELET, NODE, NODE_ADDRESS, PODS,
-    SERVICES,
+    API_ADDRESS, CONTAINERD, CONTAINERD_SOCKET, DNS_ADDRESS, Files, NODE, NODE_ADDRESS, PODS, SERVICES,
 };
 use crate::tools::{CNI, installed, tool};
 
@@ -248,7 +247,7 @@ pub async fn kubelet(files: &Files, options: &Options) -> Result<Process> {
     let arguments = [
         format!("--config={}", config.display()),
         format!("--kubeconfig={}", files.etc("node.kubeconfig").display()),
-        format!("--root-dir={KUBELET}"),
+        format!("--root-dir={}", options.kubelet),
         format!("--hostname-override={NODE}"),
         format!("--node-ip={NODE_ADDRESS}"),
         format!("-v={}", options.verbosity),

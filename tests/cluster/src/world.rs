@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 pub use crate::cases::{Kind, case};
 use crate::chart::{Helm, Images, values};
 use crate::cluster::{Cluster, Options};
+use crate::layout::KUBELET;
 use crate::namespace::{Entered, enter};
 use crate::pods::Space;
 use crate::secrets::{SYSTEM, Store};
@@ -83,8 +84,9 @@ impl World {
         self.cluster.as_ref().context("a cluster of our own")
     }
 
-    /// Installs the chart on a cluster, ours or that of the environment; our parts log from `level` on.
-    pub async fn new(cluster: Option<Cluster>, directory: &Path, level: &str) -> Result<Self> {
+    /// Installs the chart on a cluster, ours or that of the environment, with these values besides; our parts log from
+    /// `level` on.
+    pub async fn new(cluster: Option<Cluster>, directory: &Path, level: &str, more: &Value) -> Result<Self> {
         let kubeconfig = cluster.as_ref().map(Cluster::kubeconfig);
         let client = client(kubeconfig.as_deref()).await?;
         let target =
@@ -121,7 +123,10 @@ impl World {
         let store = Store::new(&agent, &directory.join("store"), client).await?;
         store.write_all(&canary::documents()).await?;
         let helm = Helm::new(kubeconfig.as_deref(), directory)?;
-        let values = values(&release, level);
+        let mut values = values(&release, level);
+        if let (Some(values), Some(more)) = (values.as_object_mut(), more.as_object()) {
+            values.extend(more.clone());
+        }
         let world = Self { cluster, kubeconfig, helm, values, agent, directory: directory.to_owned(), image };
         if let Err(error) = world.helm.install(&world.values).await {
             let report = world.report().await;
@@ -145,6 +150,20 @@ impl World {
 
 /// Runs the cases as the standard harness would, its arguments included, on one cluster. To be called first in `main`.
 pub fn main(cases: Vec<Case>) -> Result<ExitCode> {
+    start(cases, KUBELET, &json!({}))
+}
+
+/// The same with kubelet's root directory at another place; the release is installed for that.
+pub fn main_where(cases: Vec<Case>, kubelet: &'static str) -> Result<ExitCode> {
+    start(cases, kubelet, &json!({"kubeletDir": kubelet}))
+}
+
+/// The same with a release that has some values besides.
+pub fn main_with(cases: Vec<Case>, values: &Value) -> Result<ExitCode> {
+    start(cases, KUBELET, values)
+}
+
+fn start(cases: Vec<Case>, kubelet: &'static str, more: &Value) -> Result<ExitCode> {
     let arguments = Arguments::from_args();
     if let Some(code) = cases::listed(&arguments, &cases) {
         return Ok(code);
@@ -154,14 +173,14 @@ pub fn main(cases: Vec<Case>) -> Result<ExitCode> {
     if foreign {
         tools::tool("helm")?;
         let scratch = Scratch::new()?;
-        return run(&runtime, arguments, cases, None, scratch.path());
+        return run(&runtime, arguments, cases, None, scratch.path(), more);
     }
     match enter()? {
         Entered::Ended(code) => Ok(code),
         Entered::Inside(place) => {
-            let options = Options { sync: SYNC, verbosity: VERBOSITY };
+            let options = Options { sync: SYNC, verbosity: VERBOSITY, kubelet };
             let cluster = runtime.block_on(Cluster::start(&place, options))?;
-            run(&runtime, arguments, cases, Some(cluster), &place.directory)
+            run(&runtime, arguments, cases, Some(cluster), &place.directory, more)
         }
     }
 }
@@ -172,9 +191,10 @@ fn run(
     cases: Vec<Case>,
     cluster: Option<Cluster>,
     directory: &Path,
+    more: &Value,
 ) -> Result<ExitCode> {
     let node = cluster.is_some();
-    let world = Arc::new(runtime.block_on(World::new(cluster, directory, "trace"))?);
+    let world = Arc::new(runtime.block_on(World::new(cluster, directory, "trace", more))?);
     let conclusion = cases::run(arguments, cases, &world, node);
     if conclusion.has_failed() {
         cases::tell(&runtime.block_on(world.report()));

@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use countersign_cluster::bench;
 use countersign_cluster::cluster::{Cluster, Options};
+use countersign_cluster::layout::KUBELET;
 use countersign_cluster::namespace::{Entered, enter};
 use countersign_cluster::world::World;
 
@@ -39,7 +40,7 @@ fn main() -> Result<ExitCode> {
         Entered::Ended(code) => return Ok(code),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let options = Options { sync: Duration::from_secs(60), verbosity: 2 };
+    let options = Options { sync: Duration::from_secs(60), verbosity: 2, kubelet: KUBELET };
     let cluster = runtime.block_on(Cluster::start(&place, options))?;
     match line.what {
         What::Bench => {
@@ -48,7 +49,12 @@ fn main() -> Result<ExitCode> {
         }
         What::Shell { bare: true, arguments } => shell(&cluster, &arguments),
         What::Shell { bare: false, arguments } => {
-            let world = runtime.block_on(World::new(Some(cluster), &place.directory, "info"))?;
+            let world = runtime.block_on(World::new(
+                Some(cluster),
+                &place.directory,
+                "info",
+                &serde_json::json!({}),
+            ))?;
             shell(world.node()?, &arguments)
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use countersign_cluster::admission::judge::{LEFT_OUT, pods};
 use countersign_cluster::admission::post::{Answer, create, delete, patch, send, try_create};
-use countersign_cluster::layout::{self, API_ADDRESS, Files, NODE_ADDRESS};
+use countersign_cluster::layout::{self, API_ADDRESS, Files, KUBELET, NODE_ADDRESS};
 use countersign_cluster::namespace::Place;
 use countersign_cluster::parts;
 use countersign_cluster::pki;
@@ -41,7 +41,11 @@ impl Server {
         let files = Files::new(&place.directory)?;
         pki::make(&files)?;
         parts::users(&files)?;
-        let options = countersign_cluster::cluster::Options { sync: Duration::from_secs(60), verbosity: 2 };
+        let options = countersign_cluster::cluster::Options {
+            sync: Duration::from_secs(60),
+            verbosity: 2,
+            kubelet: KUBELET,
+        };
         let mut processes = vec![parts::etcd(&files).await?, parts::apiserver(&files, &options).await?];
         processes.push(controllers(&files)?);
         let client = target::client(Some(&files.etc("admin.kubeconfig"))).await?;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use countersign_cluster::layout::KUBELET_ELSEWHERE;
+use countersign_cluster::misplaced::absent;
 use countersign_cluster::node;
 use countersign_cluster::pods::{LIMIT, Space, inline, name, until};
 use countersign_cluster::world::{Case, Kind, World, case};
@@ -22,6 +24,7 @@ use crate::restart::NODE_LABEL;
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("second_driver_on_a_node_stands_by", Kind::Node, second_driver),
+        case("kubelet_root_in_the_values_that_is_not_kubelet_s_is_named", Kind::Node, elsewhere),
         case("issuer_without_its_right_says_which", Kind::Alone, right_taken),
         case("without_the_csidriver_object_a_pod_waits", Kind::Alone, object_gone),
         case("trust_bundle_that_has_expired_is_named", Kind::Alone, expired),
@@ -33,7 +36,7 @@ const ASKS: [(&str, &str); 2] =
     [("countersign.dev/inject", "true"), ("jwt.countersign.dev/token", "https://api.example.com")];
 
 /// How often containers of the release were started again, all together.
-async fn restarts(system: &Space) -> Result<i32> {
+pub(crate) async fn restarts(system: &Space) -> Result<i32> {
     let pods = system.api::<Pod>().list(&ListParams::default()).await?;
     let statuses =
         pods.iter().flat_map(|pod| pod.status.iter().flat_map(|status| &status.container_statuses));
@@ -79,6 +82,13 @@ async fn second_driver(world: Arc<World>) -> Result<()> {
     until(LIMIT, "one driver", gone).await?;
     space.start_from(&space.manifest("after", &ASKS)).await?;
     space.delete("after").await?;
+    space.remove().await
+}
+
+/// The other way round, and an earlier kubelet's directory, are in the suite `elsewhere`.
+async fn elsewhere(world: Arc<World>) -> Result<()> {
+    let space = world.space("misplaced").await?;
+    absent(&world, &space, KUBELET_ELSEWHERE).await?;
     space.remove().await
 }
 
