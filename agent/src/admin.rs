@@ -81,8 +81,8 @@ async fn healthz<S: Sources>(State(admin): State<Arc<Admin<S>>>) -> Response {
     }
 }
 
-/// Ready: alive, kubelet has registered the driver beside us, and the source of identities was reached. A line for
-/// each check says what is missing.
+/// Ready: alive, kubelet has registered the driver beside us, and the source of identities was reached: one replica of the
+/// issuer is enough. A line for each check says what is missing.
 async fn readyz<S: Sources>(State(admin): State<Arc<Admin<S>>>) -> Response {
     let keeper = matches!(tokio::time::timeout(PATIENCE, admin.keeper.ping()).await, Ok(Ok(())));
     let driver = driver_status(&admin.driver_status).await;
@@ -112,6 +112,7 @@ async fn metrics<S: Sources>(State(admin): State<Arc<Admin<S>>>) -> Response {
     let driver = driver_status(&admin.driver_status).await;
     admin.metrics.driver(driver.is_ok(), driver.is_ok_and(|status| status.registered));
     admin.metrics.source(admin.world.sources.reached().is_ok());
+    admin.metrics.replicas(admin.world.sources.replicas());
     admin.metrics.cache(&admin.world.cache);
     match admin.metrics.text() {
         Ok(text) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),

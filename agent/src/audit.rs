@@ -5,7 +5,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-use crate::identity::{Identity, JwtSvid, Push, Roots, Subscription, Token, Workload};
+use crate::identity::{Identity, JwtSvid, Push, Roots, Standing, Subscription, Token, Workload};
 use crate::log::AUDIT;
 use crate::secret::Node;
 use crate::sources::{Ask, Sources, Stale};
@@ -67,6 +67,10 @@ impl<S: Sources> Sources for Audited<S> {
 
     fn reached(&self) -> Result<(), String> {
         self.0.reached()
+    }
+
+    fn replicas(&self) -> Option<Standing> {
+        self.0.replicas()
     }
 
     fn roots(&self) -> Option<watch::Receiver<Roots>> {

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use crate::identity::embedded::Embedded;
+pub use crate::identity::replicas::Standing;
 pub use crate::identity::spire::Spire;
 
 use crate::Error;
@@ -183,6 +184,14 @@ impl Source {
         match self {
             Self::Embedded(embedded) => embedded.reached(),
             Self::Spire(spire) => spire.reached(),
+        }
+    }
+
+    /// How the replicas of the issuer stand; nothing where there is no issuer.
+    pub fn replicas(&self) -> Option<Standing> {
+        match self {
+            Self::Embedded(embedded) => Some(embedded.standing()),
+            Self::Spire(_) => None,
         }
     }
 

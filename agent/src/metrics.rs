@@ -19,7 +19,7 @@ use crate::Error;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::files::Change;
-use crate::identity::{Identity, JwtSvid, Push, Roots, Subscription, Token, Workload};
+use crate::identity::{Identity, JwtSvid, Push, Roots, Standing, Subscription, Token, Workload};
 use crate::sources::{Ask, Caller, Mint, Sources, Stale};
 use crate::store::{Answer, Held, vault};
 use crate::turn::Turned;
@@ -38,6 +38,11 @@ struct StoreOutcome {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Store {
     store: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct State {
+    state: &'static str,
 }
 
 type Seconds = Gauge<f64, AtomicU64>;
@@ -65,6 +70,7 @@ pub struct Metrics {
     driver_connected: Gauge,
     driver_registered: Gauge,
     source_reached: Gauge,
+    replicas: Family<State, Gauge>,
     vault: vault::Families,
 }
 
@@ -97,6 +103,7 @@ impl Default for Metrics {
             driver_connected: Gauge::default(),
             driver_registered: Gauge::default(),
             source_reached: Gauge::default(),
+            replicas: Family::default(),
             vault: vault::Families::default(),
         };
         metrics.register();
@@ -148,6 +155,8 @@ impl Metrics {
         r.register("driver_registered", help, self.driver_registered.clone());
         let help = "Whether the source of identities (any replica of the issuer, or SPIRE's agent) was reached when last tried";
         r.register("identity_source_reached", help, self.source_reached.clone());
+        let help = "Replicas of the issuer that are known, by what came of asking each last; none with SPIRE";
+        r.register("issuer_replicas", help, self.replicas.clone());
         self.vault.register(r);
     }
 
@@ -188,6 +197,13 @@ impl Metrics {
 
     pub(crate) fn source(&self, reached: bool) {
         self.source_reached.set(i64::from(reached));
+    }
+
+    pub(crate) fn replicas(&self, standing: Option<Standing>) {
+        let Some(Standing { answering, failing, untried }) = standing else { return };
+        for (state, count) in [("answering", answering), ("failing", failing), ("untried", untried)] {
+            self.replicas.get_or_create(&State { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     pub(crate) fn published(&self, took: Duration, result: Result<(), &Error>) {
@@ -319,6 +335,10 @@ impl<S: Sources> Sources for Measured<S> {
 
     fn reached(&self) -> Result<(), String> {
         self.sources.reached()
+    }
+
+    fn replicas(&self) -> Option<Standing> {
+        self.sources.replicas()
     }
 
     fn roots(&self) -> Option<watch::Receiver<Roots>> {

@@ -22,7 +22,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{ConfigFile, RunArgs};
 use crate::identity::choice::choose;
-use crate::identity::{self, Identity, JwtSvid, Push, Roots, Subscription, Token, Workload};
+use crate::identity::{self, Identity, JwtSvid, Push, Roots, Standing, Subscription, Token, Workload};
 use crate::keeper::Keeper;
 use crate::kubernetes::duties::Duties;
 use crate::mailbox::Mailbox;
@@ -94,6 +94,10 @@ impl Sources for Configured {
 
     fn reached(&self) -> Result<(), String> {
         self.identity.reached()
+    }
+
+    fn replicas(&self) -> Option<Standing> {
+        self.identity.replicas()
     }
 
     fn roots(&self) -> Option<watch::Receiver<Roots>> {

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-use crate::identity::{Identity, JwtSvid, Push, Roots, Subscription, Token, Workload};
+use crate::identity::{Identity, JwtSvid, Push, Roots, Standing, Subscription, Token, Workload};
 use crate::request::Source;
 use crate::spiffe::SpiffeId;
 use crate::store::{Answer, Held};
@@ -94,6 +94,11 @@ pub trait Sources: Send + Sync + 'static {
 
     /// Whether the source of identities was reached when that was last tried; else why not.
     fn reached(&self) -> Result<(), String>;
+
+    /// How the replicas of the issuer stand; nothing where there is no issuer.
+    fn replicas(&self) -> Option<Standing> {
+        None
+    }
 
     /// The roots of the trust domain as they change; nothing where only a new SVID brings them.
     fn roots(&self) -> Option<watch::Receiver<Roots>>;

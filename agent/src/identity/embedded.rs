@@ -19,7 +19,7 @@ use crate::Error;
 use crate::clock::Clock;
 use crate::identity::key::PrivateKey;
 use crate::identity::renewal::{self, renew_at};
-use crate::identity::replicas::{DEADLINE, Replicas, Unanswered};
+use crate::identity::replicas::{DEADLINE, Replicas, Standing, Unanswered};
 use crate::identity::reread::{self, Reread};
 use crate::identity::svid::{unix, verify_jwt, verify_x509};
 use crate::identity::token::glance;
@@ -100,6 +100,17 @@ impl Embedded {
     /// Whether the issuer was reached when that was last tried; else why not.
     pub fn reached(&self) -> Result<(), String> {
         self.issuer.reached()
+    }
+
+    /// How the replicas of the issuer stand that are known.
+    pub fn standing(&self) -> Standing {
+        self.issuer.standing()
+    }
+
+    /// The time of all connections is over.
+    #[cfg(test)]
+    pub(crate) async fn age(&self) {
+        self.issuer.age().await;
     }
 
     /// A new X.509-SVID with a new key for `workload`, verified.

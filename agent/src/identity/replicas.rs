@@ -23,6 +23,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 use trouble::{Trouble, cause, describe, may_differ};
 
+pub use known::Standing;
 pub(crate) use trouble::Unanswered;
 
 use crate::clock::Clock;
@@ -56,12 +57,15 @@ pub(crate) struct Replicas {
     known: Mutex<Option<Known>>,
     /// What came of the last try to reach any.
     reached: watch::Sender<Result<(), String>>,
+    /// How the known ones stand, for whoever may not wait for a lookup.
+    standing: watch::Sender<Standing>,
 }
 
 impl Replicas {
     pub(crate) fn new(address: String, trust: Trust, clock: Clock) -> Self {
         let reached = watch::Sender::new(Err("not tried yet".to_owned()));
-        Self { address, trust, clock, known: Mutex::new(None), reached }
+        let standing = watch::Sender::default();
+        Self { address, trust, clock, known: Mutex::new(None), reached, standing }
     }
 
     /// Keeps the roots up to date and, until one was, tries to reach a replica; until `shutdown`.
@@ -96,6 +100,11 @@ impl Replicas {
     /// Whether a replica was reached when one was last needed; else why not.
     pub(crate) fn reached(&self) -> Result<(), String> {
         self.reached.borrow().clone()
+    }
+
+    /// How the replicas stand that are known.
+    pub(crate) fn standing(&self) -> Standing {
+        *self.standing.borrow()
     }
 
     /// Connects to any replica, and says so or why not in [`Self::reached`].
@@ -236,10 +245,11 @@ impl Replicas {
             let (resolved_at, replicas) =
                 known.take().map_or((now, Vec::new()), |known| (known.resolved_at, known.replicas));
             // Calls under way go on over the connections they have.
-            let replicas = replicas
-                .into_iter()
-                .map(|Replica { address, .. }| Replica::new(address, &dialer, now))
-                .collect();
+            let again = |Replica { address, answered, .. }: Replica| Replica {
+                answered,
+                ..Replica::new(address, &dialer, now)
+            };
+            let replicas = replicas.into_iter().map(again).collect();
             *known = Some(Known { bundle, dialer, resolved_at, replicas });
         }
         let Some(known) = known.as_mut() else { return Ok(Vec::new()) };
@@ -249,6 +259,7 @@ impl Replicas {
         for replica in &mut known.replicas {
             replica.renewed(&known.dialer, now);
         }
+        self.standing.send_replace(known.standing());
         let mut candidates = known.replicas.clone();
         // A stable sort: among the good ones, the order that was drawn by lot.
         candidates.sort_by_key(|replica| {
@@ -268,6 +279,7 @@ impl Replicas {
         if now.duration_since(known.resolved_at) >= LOOK && known.resolve(&self.address, now).await.is_err() {
             return false;
         }
+        self.standing.send_replace(known.standing());
         let moved = known.replicas.iter().any(|replica| !before.contains(&replica.address));
         moved || !known.bundle.same(&bundle)
     }
@@ -276,7 +288,17 @@ impl Replicas {
         if let Some(known) = &mut *self.known.lock().await {
             for replica in known.replicas.iter_mut().filter(|one| addresses.contains(&one.address)) {
                 replica.failed_at = (!good).then(|| self.clock.now());
+                replica.answered = Some(good);
             }
+            self.standing.send_replace(known.standing());
+        }
+    }
+
+    /// The time of all connections is over.
+    #[cfg(test)]
+    pub(crate) async fn age(&self) {
+        for replica in self.known.lock().await.iter_mut().flat_map(|known| &mut known.replicas) {
+            replica.until = self.clock.now();
         }
     }
 

@@ -4,3 +4,4 @@ mod calls;
 pub(crate) mod cluster;
 mod fleet;
 mod life;
+mod relay;

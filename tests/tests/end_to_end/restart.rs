@@ -102,6 +102,10 @@ async fn of_both() -> Result<()> {
     .await
 }
 
+async fn replicas(node: &Node, state: &str) -> Result<Option<f64>> {
+    Ok(node.metrics().await?.sum("countersign_issuer_replicas", &[&format!("state=\"{state}\"")]))
+}
+
 async fn of_the_issuer() -> Result<()> {
     on_node(Setup::default(), async |node| {
         write(node, "one")?;
@@ -115,10 +119,12 @@ async fn of_the_issuer() -> Result<()> {
         ensure!(status.message().contains("issuer"), "{}", status.message());
         let reached = node.metrics().await?.sum("countersign_identity_source_reached", &[]);
         ensure!(reached == Some(0.0), "the metric says {reached:?}");
+        ensure!(replicas(node, "failing").await? == Some(1.0), "no replica is said to fail");
         node.start_issuer().await?;
         other.publish(SOON).await?;
         let reached = node.metrics().await?.sum("countersign_identity_source_reached", &[]);
         ensure!(reached == Some(1.0), "the metric says {reached:?}");
+        ensure!(replicas(node, "answering").await? == Some(1.0), "no replica is said to answer");
         other.unpublish(SOON).await?;
         volume.unpublish(SOON).await
     })

@@ -32,9 +32,27 @@ pub(super) struct Replica {
     /// When another connection is to take this one's place.
     pub(super) until: Instant,
     pub(super) failed_at: Option<Instant>,
+    /// Whether it answered when it was last asked; nothing before that.
+    pub(super) answered: Option<bool>,
+}
+
+/// How many replicas there are, by what came of asking each last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Those that answered.
+    pub answering: usize,
+    /// Those that did not.
+    pub failing: usize,
+    /// Those that nobody has asked yet.
+    pub untried: usize,
 }
 
 impl Known {
+    pub(super) fn standing(&self) -> Standing {
+        let count = |answered| self.replicas.iter().filter(|one| one.answered == answered).count();
+        Standing { answering: count(Some(true)), failing: count(Some(false)), untried: count(None) }
+    }
+
     /// Looks up the addresses. When that fails, the last known ones are as good as before.
     pub(super) async fn resolve(&mut self, address: &str, now: Instant) -> Result<(), NoReplica> {
         let found = match lookup(address).await {
@@ -77,13 +95,14 @@ impl Replica {
     /// One that nobody has asked yet.
     pub(super) fn new(address: SocketAddr, dialer: &Dialer, now: Instant) -> Self {
         let until = now + LIFE.mul_f64(rand::random_range(0.8..=1.2));
-        Self { address, channel: dialer.channel(address), until, failed_at: None }
+        Self { address, channel: dialer.channel(address), until, failed_at: None, answered: None }
     }
 
     /// The same with a connection of its own again, if this one's time is over. Calls under way go on over the one they have.
     pub(super) fn renewed(&mut self, dialer: &Dialer, now: Instant) {
         if self.until <= now {
-            *self = Self { failed_at: self.failed_at, ..Self::new(self.address, dialer, now) };
+            let Self { address, failed_at, answered, .. } = *self;
+            *self = Self { failed_at, answered, ..Self::new(address, dialer, now) };
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -11,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::cluster::{Cluster, NOW, Running, clock, pass, workload, write};
 use super::life::get;
+use super::relay::Relay;
 use crate::Error;
 use crate::clock::Clock;
 use crate::identity::embedded::{self, BundleSource};
-use crate::identity::{Embedded, Identity};
+use crate::identity::{Embedded, Identity, Standing};
 use crate::issuer::config::PublicationConfig;
 use crate::issuer::{Config, ReviewerConfig};
 use crate::kubernetes::testing::{ApiServer, Reply};
@@ -247,6 +249,74 @@ async fn a_call_outlasts_the_time_between_two_replicas() {
     let (renewed, issuer) = tokio::join!(agent.renew("api", &identity), successor);
     renewed.unwrap();
     issuer.stop().await;
+    agent.stop().await;
+}
+
+/// What is asked from then on goes over another one, and nobody waits for the call that is under way.
+#[tokio::test]
+async fn a_call_under_way_outlives_its_connection_s_time() {
+    let fleet = Fleet::new().await;
+    let issuer = fleet.replica("one").await;
+    let relay = Relay::to(issuer.address).await;
+    let agent = fleet.agent(&[relay.address]);
+    while agent.client.reached().is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let identity = agent.first(&fleet, "api").await.unwrap();
+    let (made, ended) = (relay.accepted(), AtomicBool::new(false));
+    relay.hold();
+    let under_way = async {
+        let renewed = agent.renew("api", &identity).await;
+        ended.store(true, Ordering::SeqCst);
+        renewed
+    };
+    let meanwhile = async {
+        relay.asked().await;
+        agent.client.age().await;
+        agent.first(&fleet, "web").await.unwrap();
+        assert_eq!(relay.accepted(), made + 1);
+        assert!(!ended.load(Ordering::SeqCst));
+        relay.release();
+    };
+    let (renewed, ()) = tokio::join!(under_way, meanwhile);
+    assert_ne!(renewed.unwrap().x509.chain, identity.x509.chain);
+    // The old connection goes with its last call.
+    while relay.open() > 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    agent.renew("api", &identity).await.unwrap();
+    assert_eq!(relay.accepted(), made + 1);
+    agent.stop().await;
+    issuer.stop().await;
+}
+
+#[tokio::test]
+async fn how_the_replicas_stand_is_counted() {
+    let fleet = Fleet::new().await;
+    let issuer = fleet.replica("one").await;
+    let agent = fleet.agent(&[issuer.address]);
+    assert_eq!(agent.client.standing(), Standing::default());
+    while agent.client.reached().is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(agent.client.standing(), Standing { answering: 1, ..Standing::default() });
+    agent.stop().await;
+    // One that refuses is passed over, whichever was asked first.
+    let nobody: SocketAddr = "127.0.0.1:1".parse().unwrap();
+    let agent = fleet.agent(&[nobody, issuer.address]);
+    while agent.client.reached().is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    agent.first(&fleet, "api").await.unwrap();
+    let Standing { answering, failing, untried } = agent.client.standing();
+    assert_eq!((answering, failing + untried), (1, 1));
+    issuer.stop().await;
+    agent.first(&fleet, "api").await.unwrap_err();
+    assert_eq!(agent.client.standing(), Standing { failing: 2, ..Standing::default() });
+    // Another connection to the same replica is no other replica.
+    agent.client.age().await;
+    agent.first(&fleet, "api").await.unwrap_err();
+    assert_eq!(agent.client.standing(), Standing { failing: 2, ..Standing::default() });
     agent.stop().await;
 }
 
