@@ -56,6 +56,11 @@ impl Address {
         Ok(Self { base: format!("{scheme}://{authority}{path}"), tls })
     }
 
+    /// Whether this is its scheme, host and port.
+    pub(super) fn is_at(&self, origin: &str) -> bool {
+        self.base.strip_prefix(origin).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
     /// Whether it is spoken to over TLS.
     pub(super) fn tls(&self) -> bool {
         self.tls
@@ -117,6 +122,12 @@ impl Server {
         }
     }
 
+    /// Whether it is left alone for now.
+    pub(super) fn is_resting(&self, now: Instant) -> bool {
+        let circuit = self.circuit.lock().unwrap_or_else(PoisonError::into_inner);
+        circuit.rest_until.is_some_and(|until| until > now)
+    }
+
     /// It answered as a server in service does.
     pub(super) fn served(&self) {
         let mut circuit = self.circuit.lock().unwrap_or_else(PoisonError::into_inner);
@@ -159,6 +170,8 @@ mod tests {
             let address = Address::parse(text).unwrap();
             assert_eq!((address.to_string().as_str(), address.tls()), (base, tls));
         }
+        let proxy = Address::parse("https://proxy/vault/").unwrap();
+        assert!(proxy.is_at("https://proxy") && !proxy.is_at("https://prox") && !proxy.is_at("http://proxy"));
         for (text, why) in [
             ("vault:8200", "must begin with https://"),
             ("http://vault:8200", "in the clear"),

@@ -5,6 +5,7 @@ mod response;
 mod socket;
 mod trouble;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,8 +99,14 @@ impl Client {
                 (Some(before), Some(after)) => Some(std::cmp::min::<Duration>(before, after)),
             };
         };
-        for server in &self.servers {
-            if let Err(Resting { problem, for_another }) = server.admit(self.clock.now(), self.timeout) {
+        let mut left: VecDeque<&Server> = self.servers.iter().collect();
+        let mut named = false;
+        while let Some(server) = left.pop_front() {
+            let admitted = server.admit(self.clock.now(), self.timeout);
+            // One that another has just named as the active one is asked, whatever it did before.
+            if let Err(Resting { problem, for_another }) = admitted
+                && !named
+            {
                 let seconds = for_another.as_secs() + 1;
                 problems.push(format!("{}: {problem}; it is left alone for {seconds} s", server.address));
                 wait(Some(for_another));
@@ -110,17 +117,27 @@ impl Client {
                     server.served();
                     return Ok(reply);
                 }
-                Err(Trouble { problem, perhaps_done, retry_after }) => {
+                Err(Trouble { problem, perhaps_done, retry_after, sent_to }) => {
                     server.failed(self.clock.now(), &problem);
                     problems.push(format!("{}: {problem}", server.address));
                     wait(retry_after);
                     if perhaps_done && !call.repeatable {
                         break;
                     }
+                    let active = sent_to.and_then(|origin| self.resting_at(&origin)).filter(|_| !named);
+                    if let Some(active) = active {
+                        (named, left) = (true, VecDeque::from([active]));
+                    }
                 }
             }
         }
         Err(self.unavailable(problems.join("; "), retry_after))
+    }
+
+    /// The server at an origin that is among ours, if it is left alone for now.
+    fn resting_at(&self, origin: &str) -> Option<&Server> {
+        let now = self.clock.now();
+        self.servers.iter().find(|server| server.address.is_at(origin) && server.is_resting(now))
     }
 
     pub(super) fn unavailable(&self, problem: String, retry_after: Option<Duration>) -> Error {
@@ -174,17 +191,12 @@ impl Client {
             };
             let response = sent.map_err(|error| Trouble {
                 perhaps_done: !error.is_connect(),
-                problem: unsent(&error),
-                retry_after: None,
+                ..Trouble::before(unsent(&error))
             })?;
             read(response).await
         };
         tokio::time::timeout(self.timeout, exchange).await.unwrap_or_else(|_| {
-            Err(Trouble {
-                problem: format!("no answer within {} s", self.timeout.as_secs()),
-                perhaps_done: true,
-                retry_after: None,
-            })
+            Err(Trouble::midway(format!("no answer within {} s", self.timeout.as_secs())))
         })
     }
 }

@@ -16,6 +16,9 @@ const MAX_BODY: usize = 4 << 20;
 /// A `Retry-After` longer than this is taken for this.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
+/// What a standby says between the end of one active server and the beginning of the next.
+const NO_ACTIVE: &str = "active cluster node not found";
+
 static INLINE_FAILED: HeaderName = HeaderName::from_static("x-vault-inline-auth-failed");
 
 /// The answer, if it has a meaning: what a server out of service says, and what no such server says, are trouble.
@@ -26,34 +29,28 @@ pub(super) async fn read(response: Response<Incoming>) -> Result<Reply, Trouble>
     let kind = kind.split(';').next().unwrap_or_default().trim().to_owned();
     let inline_login_failed = response.headers().contains_key(&INLINE_FAILED);
     if status.is_redirection() {
-        return Err(Trouble::before(redirected(status, response.headers())));
+        let headers = response.headers();
+        return Err(Trouble { sent_to: sent_to(headers), ..Trouble::before(redirected(status, headers)) });
     }
-    let body = collect(response.into_body()).await.map_err(|problem| Trouble {
-        problem,
-        perhaps_done: true,
-        retry_after: None,
-    })?;
+    let body = collect(response.into_body()).await.map_err(Trouble::midway)?;
     let reply = Reply { status, body, retry_after, inline_login_failed };
     if reply.envelope().is_none() {
         let kind = if kind.is_empty() { "something" } else { kind.as_str() };
-        return Err(Trouble {
-            problem: format!(
-                "it answers {status} with {kind} that is not Vault's JSON; is it a Vault or OpenBao server, or a proxy before one?"
-            ),
-            perhaps_done: true,
-            retry_after,
-        });
+        let problem = format!(
+            "it answers {status} with {kind} that is not Vault's JSON; is it a Vault or OpenBao server, or a proxy before one?"
+        );
+        return Err(Trouble { retry_after, ..Trouble::midway(problem) });
     }
     let out_of_service = |what: &str| {
         let message = reply.message(&[]);
         let message = if message.is_empty() { String::new() } else { format!(": {message}") };
-        Err(Trouble {
-            problem: format!("{what} ({}){message}", status.as_u16()),
-            perhaps_done: false,
-            retry_after,
-        })
+        let problem = format!("{what} ({}){message}", status.as_u16());
+        Err(Trouble { retry_after, ..Trouble::before(problem) })
     };
     match status.as_u16() {
+        500 if reply.message(&[]).contains(NO_ACTIVE) => {
+            out_of_service("it stands by, and there is no active server for now")
+        }
         472 => out_of_service("it is the standby of a disaster recovery cluster"),
         473 | 474 => out_of_service("it is a standby that cannot serve this"),
         501 => out_of_service("it is not initialized"),
@@ -65,11 +62,14 @@ pub(super) async fn read(response: Response<Incoming>) -> Result<Reply, Trouble>
 
 /// What is said of a redirect: a token is not sent where somebody points.
 pub(super) fn redirected(status: StatusCode, headers: &HeaderMap) -> String {
-    let to = headers.get(LOCATION).and_then(|to| to.to_str().ok()).and_then(origin);
     format!(
         "it redirects ({status}) to {}; name that server among the addresses, or let standbys forward requests",
-        to.as_deref().unwrap_or("elsewhere")
+        sent_to(headers).as_deref().unwrap_or("elsewhere")
     )
+}
+
+fn sent_to(headers: &HeaderMap) -> Option<String> {
+    headers.get(LOCATION).and_then(|to| to.to_str().ok()).and_then(origin)
 }
 
 async fn collect(mut body: Incoming) -> Result<Zeroizing<Vec<u8>>, String> {

@@ -8,11 +8,19 @@ pub(super) struct Trouble {
     /// The request may have been carried out.
     pub(super) perhaps_done: bool,
     pub(super) retry_after: Option<Duration>,
+    /// Scheme, host and port of the server that it names in its place.
+    pub(super) sent_to: Option<String>,
 }
 
 impl Trouble {
+    /// Nothing was carried out.
     pub(super) fn before(problem: impl Into<String>) -> Self {
-        Self { problem: problem.into(), perhaps_done: false, retry_after: None }
+        Self { problem: problem.into(), perhaps_done: false, retry_after: None, sent_to: None }
+    }
+
+    /// Nobody knows how far it came.
+    pub(super) fn midway(problem: impl Into<String>) -> Self {
+        Self { perhaps_done: true, ..Self::before(problem) }
     }
 }
 

@@ -52,7 +52,8 @@ fn remedy(message: &str, status: u16, door: &Door, id: &SpiffeId) -> Option<Cow<
         format!("make the role at auth/{}/role/…, or correct login.role of the store", door.login.mount)
             .into()
     } else if has("expired") || has("not valid yet") || has("before") && has("nbf") || has("(iat)") {
-        "the clocks of this node and of the server may differ by more than the leeway of the role (150 s)"
+        "the clocks of the issuer and of the server differ by more than the leeway of the role (clock_skew_leeway, 60 s \
+         unless it is set; expiration_leeway, 150 s)"
             .into()
     } else if has("sub claim") || has("subject") || has("bound claim") || has("claim \"sub\"") {
         format!("bound_subject or bound_claims of the role must allow {id}").into()

@@ -117,7 +117,9 @@ impl<M: Mint> Reading<'_, M> {
         let fresh = match (&mount.engine, self.wanted.verb()) {
             (Engine::KvV1, _) if lease_duration > 0 => Fresh::AtMost(Duration::from_secs(lease_duration)),
             (Engine::KvV1 | Engine::KvV2, _) => Fresh::AsAsked,
-            (_, Verb::Get) => rotates_in(&node).map_or(Fresh::AsAsked, Fresh::AtMost),
+            (_, Verb::Get) => {
+                rotates_in(&node).or_else(|| ends_in(&node)).map_or(Fresh::AsAsked, Fresh::AtMost)
+            }
             (Engine::Pki, Verb::Post) => {
                 let left = pki::renew_in(&node, self.store.door.clock.wall());
                 Fresh::Exactly(left.unwrap_or_else(|| made(None)))
@@ -166,6 +168,12 @@ fn rotates_in(node: &Node) -> Option<Duration> {
     text(node, "last_vault_rotation").or_else(|| text(node, "last_openbao_rotation"))?;
     let left = Duration::from_secs(number(node, "ttl")?);
     Some(left + AFTER_ROTATION + Duration::from_millis(rand::rng().random_range(0..2000)))
+}
+
+/// When a token that ends without having a lease is to be read again (GCP's engine, "Generate OAuth2 access token").
+fn ends_in(node: &Node) -> Option<Duration> {
+    text(node, "token")?;
+    number(node, "token_ttl").map(|ttl| made(Some(ttl)))
 }
 
 /// When something that was made for a pod is made anew: at about two thirds of its life.

@@ -93,7 +93,7 @@ async fn logins_that_fail_say_why_and_are_not_repeated_at_once() {
             "bound_audiences of the role must name it",
         ),
         (400, "audience claim found in JWT but no audiences bound to the role", "\"vault\": bound_audiences"),
-        (400, "error validating token: token is expired", "the clocks of this node and of the server"),
+        (400, "error validating token: token is expired", "the clocks of the issuer and of the server"),
         (
             400,
             "error validating claims: claim \"sub\" does not match any associated bound claim values",

@@ -147,6 +147,7 @@ async fn when_to_look_again() {
             }
             "auth/approle/role/a/secret-id" => json!({ "secret_id": "s", "secret_id_ttl": 600 }),
             "transit/decrypt/k" => json!({ "plaintext": "aGk=" }),
+            "gcp/roleset/a/token" => json!({ "token": "t", "token_ttl": 600, "expires_at_seconds": 1 }),
             _ => return None,
         };
         Some(say(200, json!({ "data": data, "lease_duration": 0, "lease_id": "" })))
@@ -163,6 +164,7 @@ async fn when_to_look_again() {
     assert!(!within(asker.fetch("database/static-creds/app").await.fresh, 101, 103));
     assert!(within(asker.fetch("auth/approle/role/a/secret-id?vault.method=post").await.fresh, 360, 401));
     assert!(within(asker.fetch("transit/decrypt/k?ciphertext=x").await.fresh, 7 * 3600, 8 * 3600 + 60));
+    assert!(!within(asker.fetch("gcp/roleset/a/token").await.fresh, 360, 401));
     assert_eq!(asker.fetch("kv1/app").await.fresh, Fresh::AtMost(Duration::from_secs(2_764_800)));
 }
 

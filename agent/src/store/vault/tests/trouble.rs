@@ -19,6 +19,7 @@ async fn servers_out_of_service_say_so_and_the_next_is_asked() {
         (501, "not initialized", "not initialized"),
         (472, "dr", "disaster recovery"),
         (473, "standby", "standby"),
+        (500, "local node not active but active cluster node not found", "no active server"),
         (530, "removed", "removed from its cluster"),
     ] {
         ill.now_says(move |_| Some(errors(status, &[words])));
@@ -78,6 +79,37 @@ async fn a_redirect_is_never_followed() {
         "{problem}"
     );
     assert_eq!(elsewhere.lines(), [""; 0]);
+}
+
+/// The active one was a standby until now, and failed as one: the other one, which is a standby now, names it.
+#[tokio::test]
+async fn the_active_server_is_asked_at_once_when_another_names_it() {
+    let (one, two) = (Server::start(vault(NOBODY)).await, Server::start(vault(NOBODY)).await);
+    let roots = [std::fs::read(one.ca()).unwrap(), std::fs::read(two.ca()).unwrap()].concat();
+    std::fs::write(one.ca(), roots).unwrap();
+    let to = |server: &Server| {
+        let to = format!("https://{}/v1/somewhere", server.address);
+        vault(move |_| Some(say(307, Value::Null).with("location", &to)))
+    };
+    let addresses = format!("['https://{}', 'https://{}']", one.address, two.address);
+    let config = format!("addresses: {addresses}\ncaFile: {}\n", one.ca().display());
+    let mut asker = Asker::at(&config);
+    one.now_says(to(&two));
+    asker.fetch("kv/data/app").await;
+    let sent_away = one.lines().len();
+    assert!((1..=3).contains(&sent_away), "it is left alone after that: {sent_away}");
+    one.now_says(vault(NOBODY));
+    two.now_says(to(&one));
+    asker.fetch("kv/data/app").await;
+    assert!(one.lines().contains(&"GET kv/data/app".to_owned()), "though it was left alone");
+    // Two that name each other are asked once each.
+    one.now_says(to(&two));
+    two.lines();
+    for _ in 0..6 {
+        asker.refusal("kv/data/app").await;
+    }
+    let asked = (one.lines().len(), two.lines().len());
+    assert!(asked.0 <= 12 && asked.1 <= 12, "{asked:?}");
 }
 
 #[tokio::test]
