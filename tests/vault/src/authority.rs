@@ -9,6 +9,8 @@ use anyhow::{Context, Result};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use countersign_tests::scratch::replace_file;
@@ -97,11 +99,16 @@ impl Certificate {
 
     /// How a server with this certificate speaks TLS: HTTP/1.1 alone.
     pub fn server(&self) -> Result<ServerConfig> {
+        self.server_for(WebPkiClientVerifier::no_client_auth())
+    }
+
+    /// The same for clients that show what `verifier` asks for.
+    pub(crate) fn server_for(&self, verifier: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.serialize_der()));
         let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()));
         let mut config = builder
             .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_single_cert(vec![self.der.clone()], key)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)

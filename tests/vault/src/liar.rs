@@ -1,6 +1,7 @@
 //! A server that lies: it speaks TLS and as much HTTP/1.1 as it wants to, answers as a script has it, and keeps
 //! every request. For what a real Vault can't be made to do, and for servers there is no package of.
 
+mod clients;
 mod request;
 
 use std::net::SocketAddr;
@@ -90,7 +91,10 @@ impl Liar {
 
     async fn listen(address: SocketAddr, certificate: Option<&Certificate>) -> Result<Self> {
         let acceptor = match certificate {
-            Some(certificate) => Some(TlsAcceptor::from(Arc::new(certificate.server()?))),
+            Some(certificate) => {
+                let server = certificate.server_for(Arc::new(clients::Asks::new()))?;
+                Some(TlsAcceptor::from(Arc::new(server)))
+            }
             None => None,
         };
         let listener = TcpListener::bind(address).await?;
@@ -106,10 +110,12 @@ impl Liar {
                     match acceptor {
                         Some(acceptor) => {
                             if let Ok(stream) = acceptor.accept(stream).await {
-                                serve(stream, &shared).await.ok();
+                                let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                                let shown = shown.map(|leaf| leaf.to_vec());
+                                serve(stream, shown, &shared).await.ok();
                             }
                         }
-                        None => drop(serve(stream, &shared).await),
+                        None => drop(serve(stream, None, &shared).await),
                     }
                 });
             }
@@ -149,9 +155,13 @@ impl Liar {
     }
 }
 
-async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) -> Result<()> {
+async fn serve(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    certificate: Option<Vec<u8>>,
+    shared: &Shared,
+) -> Result<()> {
     let request = match Request::read(&mut stream).await {
-        Ok(Some(request)) => request,
+        Ok(Some(request)) => Request { certificate, ..request },
         Ok(None) => return Ok(()),
         // Such as the hello of TLS where none is spoken: the usual servers say so in their own way.
         Err(_) => return Ok(stream.write_all(&answer(400, &[], b"not a request")).await?),

@@ -18,6 +18,8 @@ pub struct Request {
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Vec<u8>,
+    /// What the client showed in the handshake, in DER.
+    pub certificate: Option<Vec<u8>>,
 }
 
 impl Request {
@@ -46,6 +48,7 @@ impl Request {
             target: target.to_owned(),
             headers,
             body: bytes.split_off(end + 4),
+            certificate: None,
         };
         let length = request.header("content-length").map_or(Ok(0), str::parse::<usize>)?;
         ensure!(length < MOST, "a body of {length} bytes");

@@ -11,6 +11,10 @@ use countersign_vault_tests::authority::Authority;
 use countersign_vault_tests::impostor::{Impostor, on_impostor};
 use countersign_vault_tests::liar::{Liar, Lie, Request, TOKEN, VALUE};
 use serde_json::{Map, Value, json};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::pem::Pem;
+use x509_parser::prelude::FromDer;
 
 use crate::asking::{one, pod};
 
@@ -18,6 +22,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("wire::jwt", Needs::Root, jwt),
         case("wire::spiffe_by_token", Needs::Root, spiffe_by_token),
+        case("wire::spiffe_by_certificate", Needs::Root, spiffe_by_certificate),
         case("wire::inline", Needs::Root, inline),
         case("wire::inline_fails", Needs::Root, inline_fails),
         case("wire::namespaces", Needs::Root, namespaces),
@@ -95,6 +100,53 @@ async fn spiffe_by_token() -> Result<()> {
     ensure!(login.json()? == json!({"role": "payments", "type": "jwt"}), "{}", login.json()?);
     ensure!(find(&seen, READ)?.header("authorization").is_none(), "the SVID is for the login alone");
     Ok(())
+}
+
+/// The connection that logs in shows the pod's certificate, and no other does.
+async fn spiffe_by_certificate() -> Result<()> {
+    let authority = Authority::new("liar")?;
+    let liar = Liar::start(&authority).await?;
+    let change = login(json!({"method": "spiffe", "with": "cert", "role": "{ns}_{sa}"}));
+    on_impostor(liar, &authority, change, async |impostor: &mut Impostor| {
+        let mut volume = impostor.node.published(&pod("api-1"), one(PASSWORD)).await?;
+        ensure!(read_file(&volume.target(), "a")? == VALUE, "the value");
+        volume.unpublish(SOON).await?;
+        let seen = impostor.liar.seen();
+        seen.iter().try_for_each(ours)?;
+        let path = "/v1/auth/spiffe/login";
+        let login = find(&seen, path)?;
+        ensure!(matches!(login.method.as_str(), "POST" | "PUT"), "{}", login.method);
+        ensure!(login.json()? == json!({"role": "payments_api", "type": "cert"}), "{}", login.json()?);
+        ensure!(login.header("authorization").is_none(), "no JWT-SVID beside it");
+        ensure!(login.header("x-vault-token").is_none(), "and no token");
+        of_the_pod(login.certificate.as_deref().context("no certificate was shown")?, impostor)?;
+        let others = seen.iter().filter(|request| request.path() != path);
+        let shown: Vec<_> =
+            others.filter(|request| request.certificate.is_some()).map(Request::path).collect();
+        ensure!(shown.is_empty(), "it is for the login alone, not for {shown:?}");
+        ensure!(find(&seen, READ)?.header("x-vault-token") == Some(TOKEN), "the token of the login");
+        Ok(())
+    })
+    .await
+}
+
+/// Sees that this is an SVID of the pod's, signed by the trust domain's authority.
+fn of_the_pod(shown: &[u8], impostor: &Impostor) -> Result<()> {
+    let (_, leaf) = X509Certificate::from_der(shown)?;
+    let names = leaf.subject_alternative_name()?.context("no names")?;
+    ensure!(
+        matches!(names.value.general_names.as_slice(), [GeneralName::URI(uri)] if *uri == ID),
+        "{:?}",
+        names.value
+    );
+    let bundle = std::fs::read(&impostor.node.layout.bundle)?;
+    for root in Pem::iter_from_buffer(&bundle) {
+        let root = root?;
+        if leaf.verify_signature(Some(root.parse_x509()?.public_key())).is_ok() {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("no root of the trust domain has signed it")
 }
 
 /// One header of OpenBao's inline login: its parameter's name and value.
