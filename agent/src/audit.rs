@@ -1,6 +1,8 @@
 //! Who read what: one line for each question to a store, with the store's own name for the request, by which the
 //! store's audit log has the other half of it. Names of fields, never a value.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +49,10 @@ impl<S: Sources> Sources for Audited<S> {
             Err(error) => line(&ask, error.label(), None),
         }
         result
+    }
+
+    fn hint(&self, store: &str) -> Option<Arc<str>> {
+        self.0.hint(store)
     }
 
     fn subscribe(&self, workload: &Workload) -> Subscription {

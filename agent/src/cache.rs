@@ -61,6 +61,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Whether it is what `spiffe_id` sees.
+    pub(crate) fn is_of(&self, spiffe_id: &SpiffeId) -> bool {
+        self.key.spiffe_id == *spiffe_id
+    }
+
     /// Whether it is the one that `stale` speaks of.
     pub(crate) fn is(&self, stale: &Stale) -> bool {
         self.key.spiffe_id == stale.spiffe_id && self.key.source == stale.source
@@ -166,6 +171,17 @@ impl Cache {
             None => Look::unanswered(&own.key.source, self.clock.now()),
         };
         (own, look)
+    }
+
+    /// What is at hand, of `entry` if there is one, while nobody can be asked because of `error`, an identity's.
+    /// `due` is when to come again at the latest.
+    pub async fn unasked(&self, entry: Option<&Arc<Entry>>, error: Error, due: Instant) -> Look {
+        let known = match entry {
+            Some(entry) => entry.state.lock().await.look(Duration::ZERO, due),
+            None => State::new().look(Duration::ZERO, due),
+        };
+        let withdrawn = matches!(error, Error::IdentityWithdrawn { .. });
+        Look { trouble: Some(error), withdrawn, due, ..known }
     }
 
     /// None: it must not be shared.

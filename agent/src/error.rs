@@ -183,13 +183,14 @@ impl Error {
         }
     }
 
-    /// Whether the store has said for certain that this identity has no such secret, or none any more.
+    /// Whether it was said for certain that this identity has no such secret, or none any more, or that there is no such
+    /// identity any more.
     #[must_use]
     pub fn is_withdrawal(&self) -> bool {
         if let Self::AskedBy { error, .. } = self {
             return error.is_withdrawal();
         }
-        matches!(self, Self::NotFound { .. } | Self::Denied { .. })
+        matches!(self, Self::NotFound { .. } | Self::Denied { .. } | Self::IdentityWithdrawn { .. })
     }
 
     /// This error, with the keys on whose behalf it was met. What names a key already stays as it is.

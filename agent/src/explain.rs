@@ -85,6 +85,8 @@ fn read(file: &Path) -> std::io::Result<String> {
 /// The configured stores, as far as they can be known without being asked.
 struct Stores {
     names: StoreNames,
+    /// Which SVID of a pod a store is shown, where that is not the volume's.
+    hints: BTreeMap<String, String>,
     known: BTreeMap<String, Known>,
     /// What an agent was answered last, if one was asked.
     answered: Option<Vec<Answered>>,
@@ -98,15 +100,16 @@ enum Known {
 impl Stores {
     fn new(config: ConfigFile) -> anyhow::Result<Self> {
         let names = config.stores.keys().map(String::as_str).collect();
-        let mut known = BTreeMap::new();
+        let (mut known, mut hints) = (BTreeMap::new(), BTreeMap::new());
         for (name, store) in config.stores {
+            hints.extend(store.hint().map(|hint| (name.clone(), hint.to_string())));
             let understood = match store {
                 StoreConfig::Sops(sops) => Known::Sops(sops.allow),
                 StoreConfig::Vault(vault) => Known::Vault(Box::new(Adviser::new(&name, *vault)?)),
             };
             known.insert(name, understood);
         }
-        Ok(Self { names, known, answered: None })
+        Ok(Self { names, hints, known, answered: None })
     }
 }
 
@@ -160,6 +163,12 @@ fn explain(out: &mut String, pod: &Pod, domain: &TrustDomain, stores: &Stores) -
         }
     }
     for (name, references) in &wanted {
+        if let Some(hint) = stores.hints.get(name) {
+            writeln!(
+                out,
+                "\n  store {name} is asked by the pod's SVID with the hint {hint:?}: if that is not {id}, this is not for it"
+            )?;
+        }
         wrong += match stores.known.get(name) {
             Some(Known::Sops(rules)) => sops(out, name, rules, &id, references)?,
             Some(Known::Vault(adviser)) => vault(out, name, adviser, &id, references)?,

@@ -44,6 +44,20 @@ pub struct Workload {
     pub hint: Option<Arc<str>>,
 }
 
+impl Workload {
+    /// Whether both are the same pod, whichever of its SVIDs is meant.
+    pub(crate) fn is_pod_of(&self, other: &Self) -> bool {
+        let Self { namespace, pod_name, pod_uid, service_account, hint: _ } = self;
+        (namespace, pod_name, pod_uid, service_account)
+            == (&other.namespace, &other.pod_name, &other.pod_uid, &other.service_account)
+    }
+
+    /// The same pod by the SVID that has this hint.
+    pub(crate) fn hinted(&self, hint: &Arc<str>) -> Self {
+        Self { hint: Some(Arc::clone(hint)), ..self.clone() }
+    }
+}
+
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.pod_name)

@@ -201,12 +201,12 @@ impl<S: Sources> Keeper<S> {
 
     /// A pod has another identity: its volumes' turns are due at once.
     fn pushed(&mut self, push: &Push) {
-        let theirs = |(_, slot): &(&VolumeId, &Slot)| slot.workload == push.workload;
+        let theirs = |(_, slot): &(&VolumeId, &Slot)| slot.workload.is_pod_of(&push.workload);
         let ids = self.slots.iter().filter(theirs).map(|(id, _)| id.clone()).collect::<Vec<_>>();
         for id in ids {
             let Some(slot) = self.slots.get_mut(&id) else { continue };
             let Some(volume) = &mut slot.volume else {
-                slot.push = Some(push.clone());
+                slot.hear(push);
                 continue;
             };
             if volume.learn(push) {
@@ -259,7 +259,8 @@ impl<S: Sources> Keeper<S> {
             return;
         }
         // Whatever went wrong, the pod has its files: a republish never fails.
-        let changed = slot.push.take().is_some_and(|push| volume.learn(&push));
+        let heard = std::mem::take(&mut slot.pushes);
+        let changed = heard.iter().fold(false, |changed, push| volume.learn(push) || changed);
         let again = std::mem::take(&mut slot.stale).iter().any(|stale| volume.reads(stale)) || changed;
         slot.volume = Some(volume);
         slot.timer = Some(self.timers.insert_at(id.clone(), turned.due));

@@ -300,6 +300,10 @@ impl<S: Sources> Sources for Measured<S> {
         result
     }
 
+    fn hint(&self, store: &str) -> Option<Arc<str>> {
+        self.sources.hint(store)
+    }
+
     fn subscribe(&self, workload: &Workload) -> Subscription {
         self.sources.subscribe(workload)
     }

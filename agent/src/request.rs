@@ -23,6 +23,7 @@ pub use content::{Content, Template};
 pub use on_change::OnChange;
 pub(crate) use suggest::nearest;
 pub(crate) use template::syntax;
+pub(crate) use value::hint;
 
 /// How often plain secrets are looked at again unless the pod says otherwise.
 pub const DEFAULT_REFRESH: Duration = Duration::from_secs(60);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use countersign_proto::agent::{AGENT_SOCKET, MAILBOX_SOCKET, STATUS_SOCKET};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
@@ -37,6 +37,8 @@ use crate::turn::World;
 struct Configured {
     identity: identity::Source,
     stores: HashMap<Arc<str>, Store>,
+    /// Which SVID of a pod a store is shown, by the store's name.
+    hints: HashMap<Arc<str>, Arc<str>>,
     metrics: Arc<Metrics>,
     clock: Clock,
 }
@@ -59,6 +61,10 @@ impl Sources for Configured {
         audience: &str,
     ) -> Result<JwtSvid, Error> {
         self.identity.jwt(workload, tokens, identity, audience).await
+    }
+
+    fn hint(&self, store: &str) -> Option<Arc<str>> {
+        self.hints.get(store).cloned()
     }
 
     fn subscribe(&self, workload: &Workload) -> Subscription {
@@ -121,11 +127,16 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         audit: _,
     } = args;
     let metrics = Arc::<Metrics>::default();
-    let stores = open_stores(&config, clock, &metrics)?;
+    let (stores, hints) = open_stores(&config, clock, &metrics)?;
     let names = stores.keys().cloned().collect();
     let identity = choose(identity, &api, &cluster.node_name, trust_domain, clock)?;
+    if let (identity::Source::Embedded(_), Some(store)) = (&identity, hints.keys().min()) {
+        bail!(
+            "stores.{store}.hint: the embedded issuer gives each pod one SVID, without a hint; leave it out"
+        );
+    }
 
-    let configured = Configured { identity, stores, metrics: Arc::clone(&metrics), clock };
+    let configured = Configured { identity, stores, hints, metrics: Arc::clone(&metrics), clock };
     let sources = Measured::new(Audited(configured), Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
     let duties = Duties::new(&cluster, &api, &metrics, clock)?;
@@ -190,13 +201,17 @@ async fn ending<T>(part: impl Future<Output = T>, ended: impl FnOnce()) -> T {
     result
 }
 
-fn open_stores(config: &Path, clock: Clock, metrics: &Metrics) -> anyhow::Result<HashMap<Arc<str>, Store>> {
+/// The stores by their names, and which SVID of a pod those are shown that want one.
+type Opened = (HashMap<Arc<str>, Store>, HashMap<Arc<str>, Arc<str>>);
+
+fn open_stores(config: &Path, clock: Clock, metrics: &Metrics) -> anyhow::Result<Opened> {
     let file = ConfigFile::read(config).context("--config")?;
-    let mut stores = HashMap::new();
+    let (mut stores, mut hints) = (HashMap::new(), HashMap::new());
     for (name, config) in file.stores {
+        hints.extend(config.hint().map(|hint| (Arc::from(name.as_str()), Arc::clone(hint))));
         let store = Store::open(&name, config, clock, metrics.vault())?;
         info!(store = name, "store opened");
         stores.insert(Arc::from(name), store);
     }
-    Ok(stores)
+    Ok((stores, hints))
 }

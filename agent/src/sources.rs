@@ -1,6 +1,7 @@
 //! What a turn needs from outside the node: one seam for the real sources, for their metrics, and for tests.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -70,6 +71,9 @@ pub trait Sources: Send + Sync + 'static {
         identity: &Identity,
         audience: &str,
     ) -> impl Future<Output = Result<JwtSvid, Error>> + Send;
+
+    /// Which SVID of a pod a store is shown, where the pod has several; none: the volume's own.
+    fn hint(&self, store: &str) -> Option<Arc<str>>;
 
     /// Begins to follow a pod's identity, where its source reports changes by itself. To be held for as long as the
     /// pod has a volume.

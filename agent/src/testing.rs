@@ -71,6 +71,8 @@ pub(crate) struct FakeSources {
     stale: Mutex<VecDeque<Stale>>,
     told: Notify,
     pub(crate) roots: tokio::sync::watch::Sender<Roots>,
+    lacking: Mutex<HashSet<String>>,
+    readers: Mutex<Vec<String>>,
     reads: AtomicUsize,
     signed: AtomicUsize,
     minted: AtomicUsize,
@@ -136,6 +138,23 @@ impl FakeSources {
         self.told.notify_one();
     }
 
+    /// No SVID has this hint any more; or there is one again.
+    pub(crate) fn lack(&self, hint: &str, lacks: bool) {
+        let mut lacking = self.lacking.lock().unwrap();
+        if lacks {
+            lacking.insert(hint.to_owned())
+        } else {
+            lacking.remove(hint)
+        };
+    }
+
+    /// Who has read what since this was last asked, in the order of the names.
+    pub(crate) fn readers(&self) -> Vec<String> {
+        let mut readers = std::mem::take(&mut *self.readers.lock().unwrap());
+        readers.sort_unstable();
+        readers
+    }
+
     pub(crate) fn reads(&self) -> usize {
         self.reads.load(Ordering::SeqCst)
     }
@@ -162,9 +181,14 @@ impl Sources for FakeSources {
         self.identity_trouble()?;
         let serial = self.signed.fetch_add(1, Ordering::SeqCst) + 1;
         let named = self.named.lock().unwrap().clone();
-        let id = named.unwrap_or_else(|| {
-            format!("spiffe://t/ns/{}/sa/{}", workload.namespace, workload.service_account)
-        });
+        let id = match (&workload.hint, named) {
+            (Some(hint), _) if self.lacking.lock().unwrap().contains(&**hint) => {
+                return Err(Error::IdentityWithdrawn { problem: format!("no entry with {hint}") });
+            }
+            (Some(hint), _) => format!("spiffe://t/{hint}"),
+            (None, Some(named)) => named,
+            (None, None) => format!("spiffe://t/ns/{}/sa/{}", workload.namespace, workload.service_account),
+        };
         Ok(lasting(&id, self.wall(), Duration::from_secs(3600), serial))
     }
 
@@ -174,6 +198,10 @@ impl Sources for FakeSources {
         let (now, life) = (self.wall(), Duration::from_secs(300));
         let token = Secret::from(format!("jwt {serial} for {audience}"));
         Ok(JwtSvid { token, expires: now + life, renew_at: now + life / 2 })
+    }
+
+    fn hint(&self, store: &str) -> Option<Arc<str>> {
+        store.strip_prefix("for-").map(Arc::from)
     }
 
     fn subscribe(&self, _: &Workload) -> Subscription {
@@ -208,6 +236,7 @@ impl Sources for FakeSources {
             return Ok(Answer::Apart);
         }
         self.reads.fetch_add(1, Ordering::SeqCst);
+        self.readers.lock().unwrap().push(format!("{} {source}", ask.caller.identity.spiffe_id));
         let delay = *self.delay.lock().unwrap();
         tokio::time::sleep(delay).await;
         let left = self.panics.load(Ordering::SeqCst);

@@ -25,7 +25,7 @@ use crate::secret::Node;
 use crate::sources::{Caller, Sources};
 use crate::volume::{Inputs, Volume};
 use compose::{Composed, ages, compose, lapsed};
-use identify::{identity, jwts};
+use identify::{identity, jwts, others};
 
 /// How long the files of one volume may be waited for: kubelet gives two minutes, the driver a minute and a half.
 const LIMIT: Duration = Duration::from_secs(75);
@@ -213,22 +213,41 @@ async fn look_up<S: Sources>(
         let age = reference.refresh.unwrap_or(volume.request.refresh);
         ages.entry(&reference.source).and_modify(|known| *known = age.min(*known)).or_insert(age);
     }
-    let caller = Caller { workload: &volume.workload, tokens: &volume.tokens, identity: &inputs.identity };
+    let others = others(volume, world, ages.keys().map(|source| &*source.store), due, trouble).await;
+    let as_whom = |source: &Source| -> Result<Caller<'_>, Error> {
+        let (workload, identity) = match world
+            .sources
+            .hint(&source.store)
+            .and_then(|hint| Some((&volume.others.get(&hint)?.workload, others.get(&hint)?)))
+        {
+            Some((workload, identity)) => (workload, identity.as_ref().map_err(Clone::clone)?),
+            None => (&volume.workload, &inputs.identity),
+        };
+        Ok(Caller { workload, tokens: &volume.tokens, identity })
+    };
     let looks = ages.into_iter().map(|(source, age)| {
-        let entry = volume
-            .entries
-            .get(source)
-            .map_or_else(|| world.cache.entry(&caller.identity.spiffe_id, source), Arc::clone);
-        let id = &volume.id;
+        let (held, caller, id) = (volume.entries.get(source), as_whom(source), &volume.id);
         async move {
-            let (entry, look) = world.cache.look_for(id, &world.sources, entry, caller, age).await;
+            let (entry, look) = match caller {
+                Ok(caller) => {
+                    let who = &caller.identity.spiffe_id;
+                    let held = held.filter(|entry| entry.is_of(who)).map(Arc::clone);
+                    let entry = held.unwrap_or_else(|| world.cache.entry(who, source));
+                    let (entry, look) = world.cache.look_for(id, &world.sources, entry, caller, age).await;
+                    (Some(entry), look)
+                }
+                Err(error) => {
+                    let look = world.cache.unasked(held, error, world.clock.now() + IDLE).await;
+                    (held.map(Arc::clone), look)
+                }
+            };
             (source.clone(), entry, look)
         }
     });
     let looks = join_all(looks).await;
     let mut doubtful = None;
     for (source, entry, look) in looks {
-        volume.entries.insert(source.clone(), entry);
+        volume.entries.extend(entry.map(|entry| (source.clone(), entry)));
         due.at(look.due);
         inputs.held.extend(look.held.clone());
         if volume.wipes() && look.document.is_none() && !look.withdrawn {

@@ -81,6 +81,8 @@ pub struct Volume {
     /// The identity source has reported another identity than the one held.
     pub(crate) identity_changed: bool,
     pub(crate) identity_retry: Option<Retry>,
+    /// The pod's other SVIDs, by their hints: those that stores want to be shown.
+    pub(crate) others: HashMap<Arc<str>, Other>,
     pub(crate) jwts: HashMap<String, Arc<JwtSvid>>,
     /// Held so that the cache keeps them.
     pub(crate) entries: HashMap<Source, Arc<Entry>>,
@@ -151,6 +153,19 @@ impl Material for Inputs {
     }
 }
 
+/// Another SVID of the pod than the volume's: no file is made of it, but a store is asked by it.
+#[derive(Debug)]
+pub(crate) struct Other {
+    /// The pod, by this SVID.
+    pub(crate) workload: Workload,
+    /// Held so that the identity source keeps its eye on it.
+    pub(crate) _subscription: Subscription,
+    pub(crate) identity: Option<Arc<Identity>>,
+    /// The identity source has reported another than the one held.
+    pub(crate) changed: bool,
+    pub(crate) retry: Option<Retry>,
+}
+
 /// When an identity source that failed is asked again.
 #[derive(Debug)]
 pub(crate) struct Retry {
@@ -185,6 +200,7 @@ impl Volume {
             identity: None,
             identity_changed: false,
             identity_retry: None,
+            others: HashMap::new(),
             jwts: HashMap::new(),
             entries: HashMap::new(),
             asked: Vec::new(),
@@ -208,6 +224,7 @@ impl Volume {
         self.directory = self.directory.take().and_then(|directory| directory.reopen(now).ok());
         self.identity = None;
         self.identity_retry = None;
+        self.others.clear();
         self.jwts.clear();
         self.entries.clear();
         self.asked.clear();
@@ -216,13 +233,21 @@ impl Volume {
 
     /// Hears what the identity source reports; whether that is news.
     pub(crate) fn learn(&mut self, push: &Push) -> bool {
-        let held = self.identity.as_ref().map(|identity| &identity.x509);
-        self.identity_changed |= match (held, &push.svid) {
+        let (identity, changed) = if push.workload == self.workload {
+            (&self.identity, &mut self.identity_changed)
+        } else {
+            let Some(other) = push.workload.hint.as_ref().and_then(|hint| self.others.get_mut(hint)) else {
+                return false;
+            };
+            (&other.identity, &mut other.changed)
+        };
+        let held = identity.as_ref().map(|identity| &identity.x509);
+        *changed |= match (held, &push.svid) {
             (Some(held), Some(pushed)) => !Arc::ptr_eq(held, pushed),
             (None, None) => false,
             (None, Some(_)) | (Some(_), None) => true,
         };
-        self.identity_changed
+        *changed
     }
 
     /// Whether its files are made from what `stale` speaks of.

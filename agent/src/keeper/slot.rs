@@ -22,8 +22,8 @@ pub(super) struct Slot {
     pub(super) waiting: Vec<Reply>,
     /// What came during the turn, and who waits for it to be taken in.
     pub(super) news: Vec<(News, Reply)>,
-    /// The change of the pod's identity that came last during the turn.
-    pub(super) push: Option<Push>,
+    /// The changes of the pod's SVIDs that came during the turn, of each the last.
+    pub(super) pushes: Vec<Push>,
     /// What stores reported as changed during the turn.
     pub(super) stale: Vec<Stale>,
 }
@@ -38,7 +38,7 @@ impl Slot {
             timer: None,
             waiting: vec![reply],
             news: Vec::new(),
-            push: None,
+            pushes: Vec::new(),
             stale: Vec::new(),
         }
     }
@@ -57,6 +57,12 @@ impl Slot {
         for (_, reply) in self.news.drain(..) {
             reply.send(result.clone()).unwrap_or_default();
         }
+    }
+
+    /// Keeps a change for the end of the turn.
+    pub(super) fn hear(&mut self, push: &Push) {
+        self.pushes.retain(|heard| heard.workload != push.workload);
+        self.pushes.push(push.clone());
     }
 
     pub(super) fn holds_directory(&self) -> bool {

@@ -1,3 +1,4 @@
+mod hints;
 mod outage;
 mod policies;
 mod pushes;
@@ -74,7 +75,7 @@ impl Scene {
 }
 
 fn publish(id: &str, sa: &str, keys: &[(&str, &str)], dir: Option<&Path>) -> Publish {
-    let stores = StoreNames::from_iter(["s", "slow"]);
+    let stores = StoreNames::from_iter(["s", "slow", "for-external"]);
     let attributes = keys.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
     Publish {
         id: VolumeId::from(id),

@@ -72,7 +72,7 @@ pub(super) fn x509_names(value: &str) -> Result<[(FilePath, Option<u32>); 3], Pr
 }
 
 /// The name that a registration entry gives its SVID (SPIFFE Workload API §5.2.1).
-pub(super) fn hint(value: &str) -> Result<Arc<str>, Problem> {
+pub(crate) fn hint(value: &str) -> Result<Arc<str>, Problem> {
     if (1..=1024).contains(&value.len()) && !value.chars().any(char::is_control) {
         Ok(value.into())
     } else {

@@ -1,63 +1,92 @@
-//! As whom a turn asks: the volume's SVIDs, renewed when due, the last ones kept when that fails.
+//! As whom a turn asks: the volume's SVIDs and those that stores want to be shown, renewed when due, the last ones kept
+//! when that fails.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{Due, World, jitter};
 use crate::Error;
 use crate::cache::pause;
-use crate::identity::{Identity, JwtSvid};
+use crate::identity::{Identity, JwtSvid, Token, Workload};
 use crate::request::Content;
 use crate::sources::Sources;
-use crate::volume::{Retry, Volume};
+use crate::volume::{Other, Retry, Volume};
 
-/// The volume's identity: renewed when due, the last one kept while it is valid.
+/// What is known of an identity between two turns.
+struct Known<'v> {
+    workload: &'v Workload,
+    tokens: &'v [Token],
+    identity: &'v mut Option<Arc<Identity>>,
+    changed: &'v mut bool,
+    retry: &'v mut Option<Retry>,
+}
+
+/// The identity: renewed when due, the last one kept while it is valid.
+async fn renewed<S: Sources>(
+    known: Known<'_>,
+    world: &World<S>,
+    due: &mut Due,
+    trouble: &mut Option<Error>,
+) -> Result<Arc<Identity>, Error> {
+    let Known { workload, tokens, identity, changed, retry } = known;
+    let (now, wall) = (world.clock.now(), world.clock.wall());
+    let current = identity.clone().filter(|identity| identity.x509.not_after > wall);
+    let changed = std::mem::take(changed);
+    let resting = retry.as_ref().filter(|retry| retry.at > now && !changed);
+    let renewed = match (&current, resting) {
+        (Some(identity), _) if identity.renew_at > wall && !changed => Ok(Arc::clone(identity)),
+        (_, Some(retry)) => Err(retry.error.clone()),
+        (_, None) => world.sources.x509(workload, tokens, current.as_deref()).await.map(Arc::new),
+    };
+    let good = match renewed {
+        Ok(renewed) => {
+            *retry = None;
+            renewed
+        }
+        Err(error) => {
+            if resting.is_none() {
+                let attempts = retry.as_ref().map_or(0, |retry| retry.attempts) + 1;
+                let at = now + pause(&error, attempts).mul_f64(jitter());
+                *retry = Some(Retry { error: error.clone(), attempts, at });
+            }
+            due.at(retry.as_ref().map_or(now, |retry| retry.at));
+            let withdrawn = matches!(error, Error::IdentityWithdrawn { .. });
+            let Some(current) = current.filter(|_| !withdrawn) else {
+                // Expired or taken back: no store is asked in its name any more, and no file of it is written.
+                *identity = None;
+                return Err(error);
+            };
+            trouble.get_or_insert(error);
+            due.at(world.clock.instant_of(current.x509.not_after));
+            current
+        }
+    };
+    if good.renew_at > wall {
+        due.at(world.clock.instant_of(good.renew_at));
+    }
+    Ok(good)
+}
+
+/// The volume's identity.
 pub(super) async fn identity<S: Sources>(
     volume: &mut Volume,
     world: &World<S>,
     due: &mut Due,
     trouble: &mut Option<Error>,
 ) -> Result<Arc<Identity>, Error> {
-    let (now, wall) = (world.clock.now(), world.clock.wall());
-    let current = volume.identity.clone().filter(|identity| identity.x509.not_after > wall);
-    let changed = std::mem::take(&mut volume.identity_changed);
-    let resting = volume.identity_retry.as_ref().filter(|retry| retry.at > now && !changed);
-    let renewed = match (&current, resting) {
-        (Some(identity), _) if identity.renew_at > wall && !changed => Ok(Arc::clone(identity)),
-        (_, Some(retry)) => Err(retry.error.clone()),
-        (_, None) => {
-            world.sources.x509(&volume.workload, &volume.tokens, current.as_deref()).await.map(Arc::new)
-        }
+    let known = Known {
+        workload: &volume.workload,
+        tokens: &volume.tokens,
+        identity: &mut volume.identity,
+        changed: &mut volume.identity_changed,
+        retry: &mut volume.identity_retry,
     };
-    let identity = match renewed {
-        Ok(identity) => {
-            volume.identity_retry = None;
-            identity
+    let identity = renewed(known, world, due, trouble).await.inspect_err(|error| {
+        if matches!(error, Error::IdentityWithdrawn { .. }) {
+            volume.jwts.clear();
         }
-        Err(error) => {
-            if resting.is_none() {
-                let attempts = volume.identity_retry.as_ref().map_or(0, |retry| retry.attempts) + 1;
-                let at = now + pause(&error, attempts).mul_f64(jitter());
-                volume.identity_retry = Some(Retry { error: error.clone(), attempts, at });
-            }
-            due.at(volume.identity_retry.as_ref().map_or(now, |retry| retry.at));
-            let withdrawn = matches!(error, Error::IdentityWithdrawn { .. });
-            let Some(identity) = current.filter(|_| !withdrawn) else {
-                // Expired or taken back: no store is asked in its name any more, and no file of it is written.
-                volume.identity = None;
-                if withdrawn {
-                    volume.jwts.clear();
-                }
-                return Err(error);
-            };
-            trouble.get_or_insert(error);
-            due.at(world.clock.instant_of(identity.x509.not_after));
-            identity
-        }
-    };
-    if identity.renew_at > wall {
-        due.at(world.clock.instant_of(identity.renew_at));
-    }
+    })?;
+    let wall = world.clock.wall();
     // A root that came since: peers show SVIDs by it before this one is renewed.
     let roots = world.sources.roots().map(|roots| Arc::clone(&roots.borrow()));
     let identity = roots.and_then(|roots| identity.beside(&roots, wall)).map_or(identity, Arc::new);
@@ -68,6 +97,47 @@ pub(super) async fn identity<S: Sources>(
     }
     volume.identity = Some(Arc::clone(&identity));
     Ok(identity)
+}
+
+/// The SVIDs that `stores` want to be shown in place of the volume's own, by their hints; or why there is none now.
+pub(super) async fn others<S: Sources>(
+    volume: &mut Volume,
+    world: &World<S>,
+    stores: impl Iterator<Item = &str>,
+    due: &mut Due,
+    trouble: &mut Option<Error>,
+) -> HashMap<Arc<str>, Result<Arc<Identity>, Error>> {
+    let own = volume.workload.hint.clone();
+    let hints: HashSet<_> = stores.filter_map(|store| world.sources.hint(store)).collect();
+    let hints: Vec<_> = hints.into_iter().filter(|hint| own.as_ref() != Some(hint)).collect();
+    // All are followed before the first is waited for.
+    for hint in &hints {
+        let workload = volume.workload.hinted(hint);
+        volume.others.entry(Arc::clone(hint)).or_insert_with(|| Other {
+            _subscription: world.sources.subscribe(&workload),
+            workload,
+            identity: None,
+            changed: false,
+            retry: None,
+        });
+    }
+    let mut others = HashMap::new();
+    for hint in hints {
+        let Some(other) = volume.others.get_mut(&hint) else { continue };
+        let known = Known {
+            workload: &other.workload,
+            tokens: &volume.tokens,
+            identity: &mut other.identity,
+            changed: &mut other.changed,
+            retry: &mut other.retry,
+        };
+        let identity = renewed(known, world, due, trouble).await;
+        if let Ok(identity) = &identity {
+            other.identity = Some(Arc::clone(identity));
+        }
+        others.insert(hint, identity);
+    }
+    others
 }
 
 /// One JWT-SVID for each audience the request names.

@@ -10,10 +10,12 @@ use countersign_vault_tests::page::{Page, Shell};
 use countersign_vault_tests::server;
 use serde_json::{Value, json};
 
-use crate::spire::Web;
+use crate::spire::{TRUST_DOMAIN, Web};
 
 /// The store that logs in with the X.509-SVID; `vault` is the page's.
 pub const CERT_STORE: &str = "vault-cert";
+/// The store that wants to see the SVID with its own name for a hint.
+pub const HINTED_STORE: &str = "partner";
 /// Where the agent finds the roots of Vault's certificate.
 const CA: &str = "/etc/countersign/vault/ca.pem";
 /// A port of the node.
@@ -51,6 +53,11 @@ impl Vault {
         }
         let method = json!({"type": "cert"});
         vault.server.root().write("sys/auth/cert", &method).await?;
+        let partner = json!({
+            "role_type": "jwt", "user_claim": "sub", "bound_audiences": "vault", "token_policies": "payments-api",
+            "bound_subject": format!("spiffe://{TRUST_DOMAIN}/{HINTED_STORE}"),
+        });
+        vault.server.root().write(&format!("auth/jwt/role/{HINTED_STORE}"), &partner).await?;
         Ok(vault)
     }
 
@@ -61,12 +68,15 @@ impl Vault {
         page["caFile"] = json!(CA);
         let mut cert = page.clone();
         cert["login"]["method"] = json!("cert");
+        let mut partner = page.clone();
+        partner["login"]["role"] = json!(HINTED_STORE);
+        partner["hint"] = json!(HINTED_STORE);
         let directory = Path::new(CA).parent().context("a file lies in a directory")?;
         let agent = json!({
             "extraVolumes": [{"name": "vault-ca", "configMap": {"name": "vault-ca"}}],
             "extraVolumeMounts": [{"name": "vault-ca", "mountPath": directory, "readOnly": true}],
         });
-        Ok([("stores", json!({"vault": page, CERT_STORE: cert})), ("agent", agent)])
+        Ok([("stores", json!({"vault": page, CERT_STORE: cert, HINTED_STORE: partner})), ("agent", agent)])
     }
 
     /// The authority of its certificate.

@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::answer::{Trouble, no_entry, refused, unavailable};
 use super::api::Api;
 use super::backoff::Backoff;
-use super::material::{Update, same};
+use super::material::{Unusable, Update, same};
 use crate::Error;
 use crate::clock::Clock;
 use crate::identity::{Push, Workload, X509Svid};
@@ -174,52 +174,59 @@ impl Watcher {
         let mut stream = subscribed.map_err(|_| silent())??;
         let old = office.clock.now() + AGE.mul_f64(rand::rng().random_range(0.8..=1.2));
         let mut first = Some(office.clock.now() + FIRST_WORD);
-        let mut empty: Option<Instant> = None;
+        let mut lacking: Option<(Instant, Trouble)> = None;
         loop {
             tokio::select! {
                 message = stream.next() => {
                     first = None;
                     match message {
                         Some(Ok(update)) => {
-                            let said_something = self.take(update).await;
-                            empty = if said_something { None } else { empty.or(Some(office.clock.now() + EMPTY)) };
+                            let believed = lacking.map_or_else(|| office.clock.now() + EMPTY, |(when, _)| when);
+                            lacking = self.take(update).await.map(|trouble| (believed, trouble));
                         }
                         Some(Err(status)) => return Err(meaning(status)),
                         None => return Err(Trouble::Down(unavailable("SPIRE ended the pod's stream"))),
                     }
                 }
                 () = sleep_until(first.unwrap_or(old)), if first.is_some() => return Err(silent()),
-                () = sleep_until(empty.unwrap_or(old)), if empty.is_some() => {
-                    empty = None;
-                    self.note(&no_entry(&self.workload)).await;
+                () = sleep_until(lacking.as_ref().map_or(old, |(when, _)| *when)), if lacking.is_some() => {
+                    if let Some((_, trouble)) = lacking.take() {
+                        self.note(&trouble).await;
+                    }
                 }
-                () = sleep_until(old), if empty.is_none() => return Ok(()),
+                () = sleep_until(old), if lacking.is_none() => return Ok(()),
             }
         }
     }
 
-    /// Takes in a message; false if it says that the pod has no SVID at all.
-    async fn take(&self, update: Update) -> bool {
+    /// Takes in a message; what is to be believed once it has held for a while, if it has no SVID for us.
+    async fn take(&self, update: Update) -> Option<Trouble> {
         let office = &*self.office;
         let hint = self.workload.hint.as_deref().or(office.hint.as_deref());
         match update.read(&office.domain, hint, office.clock.wall()) {
             Ok(Some(svid)) => {
                 self.hold(svid).await;
-                true
+                None
             }
-            Ok(None) => {
-                // What is held stays until the emptiness has held.
-                if self.held().is_none() {
-                    self.note(&no_entry(&self.workload)).await;
-                }
-                false
+            Ok(None) => Some(self.lack(no_entry(&self.workload)).await),
+            // An entry that another has been left of is as gone as one that was the last.
+            Err(lacking @ Unusable::Hint { .. }) => {
+                Some(self.lack(Trouble::NoEntry(format!("pod {}: {lacking}", self.workload))).await)
             }
-            Err(unusable) => {
+            Err(unusable @ Unusable::Svid(_)) => {
                 warn!(pod = %self.workload, problem = %unusable, "what SPIRE sent is not used");
                 self.note(&Trouble::Down(refused(unusable.to_string()))).await;
-                true
+                None
             }
         }
+    }
+
+    /// What is held stays until there has been no SVID for a while; who waits is told why at once.
+    async fn lack(&self, trouble: Trouble) -> Trouble {
+        if self.held().is_none() {
+            self.note(&trouble).await;
+        }
+        trouble
     }
 
     fn held(&self) -> Option<Arc<X509Svid>> {

@@ -691,6 +691,51 @@ async fn a_hint_chooses_among_several_identities() {
     scene.end().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_svid_is_withdrawn_though_another_of_the_pod_is_left() {
+    let scene = Scene::new();
+    let (inner, outer) = (scene.signed("inner"), scene.signed("outer"));
+    let says = |svids: &[(&Signed, &str)]| {
+        let signed: Vec<_> = svids.iter().map(|(signed, _)| *signed).collect();
+        let mut message: SubscribeToX509svidResponse = broker_message(&signed);
+        for (svid, (_, hint)) in message.svids.iter_mut().zip(svids) {
+            svid.hint = (*hint).to_owned();
+        }
+        let mut pods = scene.fake.script.pods.lock().unwrap();
+        match pods.get("u1") {
+            Some(Word::Says(sender)) => drop(sender.send_replace(message)),
+            _ => drop(pods.insert("u1".into(), Word::Says(watch::channel(message).0))),
+        }
+    };
+    let (both, one) = ([(&inner, "internal"), (&outer, "external")], [(&inner, "internal")]);
+    says(&one);
+    let external = pod("u1").hinted(&"external".into());
+    let _volumes = [scene.spire.subscribe(&pod("u1")), scene.spire.subscribe(&external)];
+    scene.svid(&pod("u1")).await.unwrap();
+    assert!(scene.pushed().await.workload == pod("u1"));
+    // Whoever waits for it starts when it comes.
+    let late = async {
+        sleep(Duration::from_secs(30)).await;
+        says(&both);
+    };
+    let (held, ()) = tokio::join!(scene.svid(&external), late);
+    let held = held.unwrap();
+    assert_eq!(held.spiffe_id.as_str(), outer.id);
+    assert!(scene.pushed().await.workload == external);
+    says(&one);
+    sleep(Duration::from_secs(14)).await;
+    assert!(Arc::ptr_eq(&scene.svid(&external).await.unwrap(), &held));
+    let push = scene.pushed().await;
+    assert!(push.workload == external && push.svid.is_none());
+    let error = scene.svid(&external).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::IdentityWithdrawn { problem } if problem.contains(r#"the hint "external""#)),
+        "{error}"
+    );
+    assert_eq!(scene.svid(&pod("u1")).await.unwrap().spiffe_id.as_str(), inner.id);
+    scene.end().await;
+}
+
 #[test]
 fn a_server_that_hangs_up_may_not_want_us() {
     for words in ["Broken pipe (os error 32)", "received fatal alert: BadCertificate"] {

@@ -5,7 +5,7 @@ use crate::testing::identity;
 
 const SVID: &[(&str, &str)] = &[("svid.countersign.dev/x509", "c,k,b"), ("secret.countersign.dev/a", "s:a")];
 
-fn workload(sa: &str) -> Workload {
+pub(super) fn workload(sa: &str) -> Workload {
     Workload {
         namespace: "n".into(),
         pod_name: "p".into(),
@@ -16,7 +16,7 @@ fn workload(sa: &str) -> Workload {
 }
 
 /// Long enough for a turn, and too short for anything to be due.
-async fn a_moment() {
+pub(super) async fn a_moment() {
     tokio::time::sleep(Duration::from_millis(1)).await;
 }
 

@@ -1,6 +1,7 @@
 //! What the configuration says about a store of Vault's kind, and what it means.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
@@ -34,6 +35,9 @@ pub struct VaultConfig {
     pub login: LoginConfig,
     /// Who may read what. None: the server's policy alone decides.
     pub allow: Option<Vec<Rule>>,
+    /// Which SVID of a pod logs in, where SPIRE gives it several; none: the volume's own.
+    #[serde(default, deserialize_with = "crate::store::config::hint")]
+    pub hint: Option<Arc<str>>,
 }
 
 /// `login:`, as it is written.
@@ -164,6 +168,8 @@ impl Settings {
             events,
             login,
             allow,
+            // What a turn shows it, and not what it asks for.
+            hint: _,
         } = config;
         if events && login.method == Method::Inline {
             return Err(

@@ -7,6 +7,7 @@ use countersign_cluster::pods::{name, until};
 use countersign_spire_tests::entry::Entry;
 use countersign_spire_tests::page::Broker;
 use countersign_spire_tests::spire::{ADMIN_SOCKET, BROKER_SOCKET};
+use countersign_spire_tests::vault::HINTED_STORE;
 use countersign_spire_tests::world::{Case, Kind, World, case, files, follow};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
@@ -16,6 +17,7 @@ use crate::life::{INJECT, SOON, X509, id};
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("hints_choose_among_several_svids", Kind::Harmless, hints),
+        case("a_store_is_asked_by_the_svid_of_its_hint", Kind::Harmless, hinted_store),
         case("the_delegated_api_gives_a_pod_its_svids_and_nothing_that_has_ended", Kind::Alone, delegated),
         case("auto_takes_the_broker_where_spire_has_one", Kind::Alone, auto),
     ]
@@ -36,6 +38,35 @@ async fn hints(world: Arc<World>) -> Result<()> {
     let asks = [INJECT, X509, ("svid.countersign.dev/hint", "neither")];
     space.create(&space.manifest("neither", &asks)).await?;
     space.event("neither", &["FailedMount", "neither", "internal", "external"]).await?;
+    space.remove().await
+}
+
+async fn hinted_store(world: Arc<World>) -> Result<()> {
+    let space = world.space("hinted").await?;
+    world.spire.create(&Entry::account("hinted", "default").hinted("own"))?;
+    // Two identities in one volume: the files are the account's, and the store knows the partner.
+    let secret = format!("{HINTED_STORE}:kv/data/payments#username");
+    let asks = [
+        INJECT,
+        X509,
+        ("svid.countersign.dev/hint", "own"),
+        ("secret.countersign.dev/user", secret.as_str()),
+        ("countersign.dev/on-revoked", "wipe"),
+    ];
+    space.create(&space.manifest("api", &asks)).await?;
+    let told = ["FailedMount", "secret.countersign.dev/user", "none of the SVIDs has the hint \"partner\""];
+    space.event("api", &told).await?;
+    let selectors = ["k8s:ns:hinted", "k8s:sa:default"];
+    let entry = world.spire.create(&Entry::new(HINTED_STORE, &selectors).hinted(HINTED_STORE))?;
+    let pod = space.running("api").await?;
+    let (before, mut follower) = (files(&pod)?, follow(&pod)?);
+    ensure!(before.identity()? == id("hinted") && before.text("user") == "app", "{:?}", before.0.keys());
+    // Its SVID is taken back: what was read by it goes, and nothing else.
+    world.spire.delete(&entry)?;
+    let after = follower
+        .becomes(SOON, "without what the partner gave", |files| files.text("user").is_empty())
+        .await?;
+    ensure!(after.text("tls.crt") == before.text("tls.crt") && after.identity()? == id("hinted"));
     space.remove().await
 }
 

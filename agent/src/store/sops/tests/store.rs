@@ -70,6 +70,7 @@ impl Rig {
             RuleText { id: id.into(), paths: paths.iter().map(|&p| p.into()).collect() }.try_into().unwrap()
         };
         SopsConfig {
+            hint: None,
             directory: self.directory.path().into(),
             age_key_file: self.key_path(),
             allow: vec![

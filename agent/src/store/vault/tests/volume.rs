@@ -1,6 +1,7 @@
 //! Volumes of pods, with their secrets from such a store.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 
@@ -45,6 +46,10 @@ impl Sources for Real {
 
     async fn fetch(&self, ask: Ask<'_>, held: &mut Option<Held>) -> Result<Answer, Error> {
         self.store.fetch(&self.mint, ask, held).await
+    }
+
+    fn hint(&self, _: &str) -> Option<Arc<str>> {
+        None
     }
 
     fn subscribe(&self, pod: &Workload) -> Subscription {
