@@ -166,7 +166,7 @@ fn explain(out: &mut String, pod: &Pod, domain: &TrustDomain, stores: &Stores) -
         if let Some(hint) = stores.hints.get(name) {
             writeln!(
                 out,
-                "\n  store {name} is asked by the pod's SVID with the hint {hint:?}: if that is not {id}, this is not for it"
+                "\n  store {name} is asked by the pod's SVID with the hint {hint:?}; what follows is for {id}"
             )?;
         }
         wrong += match stores.known.get(name) {

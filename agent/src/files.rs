@@ -35,6 +35,8 @@ use tokio::time::Instant;
 
 use crate::Error;
 use crate::clock::Clock;
+use crate::request::FilePath;
+use crate::secret::Secret;
 use digest::Digest;
 pub use set::{FileSet, default_mode};
 
@@ -155,6 +157,12 @@ impl Directory {
             .as_ref()
             .map(|current| tree::differing(&self.root, &current.name, set))
             .unwrap_or_default()
+    }
+
+    /// What a file holds; none where there is no such file.
+    pub(crate) fn held(&self, path: &FilePath) -> Option<Secret> {
+        let current = self.current.as_ref()?;
+        tree::read(&self.root, &current.name, path.as_str()).ok()
     }
 
     /// Removes generations whose grace has passed by `now`; returns when to come again, if there are more.

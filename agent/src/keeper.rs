@@ -259,8 +259,10 @@ impl<S: Sources> Keeper<S> {
             return;
         }
         // Whatever went wrong, the pod has its files: a republish never fails.
-        let heard = std::mem::take(&mut slot.pushes);
-        let changed = heard.iter().fold(false, |changed, push| volume.learn(push) || changed);
+        let mut changed = false;
+        for push in std::mem::take(&mut slot.pushes) {
+            changed |= volume.learn(&push);
+        }
         let again = std::mem::take(&mut slot.stale).iter().any(|stale| volume.reads(stale)) || changed;
         slot.volume = Some(volume);
         slot.timer = Some(self.timers.insert_at(id.clone(), turned.due));

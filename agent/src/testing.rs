@@ -1,6 +1,6 @@
 //! Sources that do as a test tells them. Compiled for tests only.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -22,13 +22,20 @@ pub(crate) fn identity(id: &str) -> Identity {
 }
 
 fn lasting(id: &str, from: SystemTime, life: Duration, serial: usize) -> Identity {
+    federating(id, from, life, serial, &[])
+}
+
+fn federating(id: &str, from: SystemTime, life: Duration, serial: usize, with: &[String]) -> Identity {
     let spiffe_id: SpiffeId = id.parse().unwrap();
     let x509 = X509Svid {
         spiffe_id: spiffe_id.clone(),
         chain: vec![format!("leaf {serial}").into_bytes()],
         key: Secret::from(format!("key {serial}")),
         roots: vec![b"root".to_vec()],
-        federated: BTreeMap::new(),
+        federated: with
+            .iter()
+            .map(|domain| (domain.parse().unwrap(), vec![format!("root of {domain}").into_bytes()]))
+            .collect(),
         not_before: from,
         not_after: from + life,
     };
@@ -72,6 +79,7 @@ pub(crate) struct FakeSources {
     told: Notify,
     pub(crate) roots: tokio::sync::watch::Sender<Roots>,
     lacking: Mutex<HashSet<String>>,
+    federated: Mutex<Vec<String>>,
     readers: Mutex<Vec<String>>,
     reads: AtomicUsize,
     signed: AtomicUsize,
@@ -148,6 +156,11 @@ impl FakeSources {
         };
     }
 
+    /// Everybody federates with these trust domains from now on.
+    pub(crate) fn federate(&self, with: &[&str]) {
+        *self.federated.lock().unwrap() = with.iter().map(|domain| (*domain).to_owned()).collect();
+    }
+
     /// Who has read what since this was last asked, in the order of the names.
     pub(crate) fn readers(&self) -> Vec<String> {
         let mut readers = std::mem::take(&mut *self.readers.lock().unwrap());
@@ -189,7 +202,8 @@ impl Sources for FakeSources {
             (None, Some(named)) => named,
             (None, None) => format!("spiffe://t/ns/{}/sa/{}", workload.namespace, workload.service_account),
         };
-        Ok(lasting(&id, self.wall(), Duration::from_secs(3600), serial))
+        let with = self.federated.lock().unwrap().clone();
+        Ok(federating(&id, self.wall(), Duration::from_secs(3600), serial, &with))
     }
 
     async fn jwt(&self, _: &Workload, _: &[Token], _: &Identity, audience: &str) -> Result<JwtSvid, Error> {

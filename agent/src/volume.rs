@@ -110,10 +110,10 @@ pub(crate) struct Inputs {
     pub(crate) lacking: Option<Lacking>,
 }
 
-/// Files that were left out because what they are made from was withdrawn.
+/// Files that were left out because what they are made from was withdrawn, or that stayed though it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lacking {
-    /// How many.
+    /// How many were left out.
     pub(crate) files: usize,
     /// The first reason.
     pub(crate) error: Error,

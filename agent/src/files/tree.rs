@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 use super::set::File;
 use super::{FileSet, regardless};
 use crate::request::FilePath;
+use crate::secret::Secret;
 
 /// How deep a walk goes: deeper than any file path, and well within a thread's stack and a process's descriptors.
 const MAX_DEPTH: usize = 20;
@@ -115,6 +116,24 @@ fn same_file(generation: &OwnedFd, path: &str, file: &File) -> Result<bool, Errn
                 Some((expected, after)) if buffer.get(..count) == Some(expected) => rest = after,
                 _ => return Ok(false),
             },
+        }
+    }
+}
+
+/// The contents of the file `path` in the generation `name`.
+pub(super) fn read(root: &OwnedFd, name: &str, path: &str) -> Result<Secret, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = fs::openat(directory(root, name)?, path, flags, Mode::empty())?;
+    let stat = fs::fstat(&file)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(Errno::INVAL);
+    }
+    let mut content = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or_default());
+    let mut buffer = Zeroizing::new([0; 4096]);
+    loop {
+        match rustix::io::read(&file, buffer.as_mut_slice())? {
+            0 => return Ok(Secret::new(content)),
+            count => content.extend_from_slice(buffer.get(..count).unwrap_or_default()),
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::Error;
 use crate::files::{FileSet, default_mode};
 use crate::render::{Rendered, render};
 use crate::request::{Content, FileSpec, Reference};
+use crate::secret::Secret;
 use crate::volume::{Inputs, Lacking, Volume};
 
 /// What rendering all files came to.
@@ -22,7 +23,7 @@ pub(super) enum Composed {
 /// What keeps the files as they are: everything that the pod has not asked to be wiped for.
 pub(super) fn compose(volume: &Volume, inputs: &Inputs, wall: SystemTime) -> Result<Composed, Error> {
     let mut files = FileSet::default();
-    let (mut lacking, mut failed) = (None, None);
+    let (mut lacking, mut failed, mut stale) = (None, None, None);
     let mut needs = Vec::new();
     for spec in &volume.request.files {
         if let Some(error) = ended(spec, inputs, wall).filter(|_| volume.wipes()) {
@@ -45,14 +46,29 @@ pub(super) fn compose(volume: &Volume, inputs: &Inputs, wall: SystemTime) -> Res
             Err(error) if volume.wipes() && error.is_withdrawal() => {
                 Met::with(&mut lacking, error, &spec.key);
             }
-            Err(error) => Met::with(&mut failed, error, &spec.key),
+            Err(error) => match bundle_held(volume, spec) {
+                // Made from nothing that another file is made from: it stays, and holds up no SVID that is renewed.
+                Some(held) => {
+                    let mode = spec.mode.unwrap_or_else(|| default_mode(volume.fs_group));
+                    files.insert(spec.path.clone(), held, mode);
+                    Met::with(&mut stale, error, &spec.key);
+                }
+                None => Met::with(&mut failed, error, &spec.key),
+            },
         }
     }
     if let Some(failed) = failed {
         return Err(failed.told());
     }
     let lacking = lacking.map(|met| Lacking { files: met.files, error: met.told() });
+    let lacking = lacking.or_else(|| stale.map(|met: Met<'_>| Lacking { files: 0, error: met.told() }));
     Ok(if needs.is_empty() { Composed::Files(files, lacking) } else { Composed::Needs(needs) })
+}
+
+/// The trust bundle in the file of `spec`, if it is one and the pod has it.
+fn bundle_held(volume: &Volume, spec: &FileSpec) -> Option<Secret> {
+    let directory = volume.directory.as_ref().filter(|_| volume.established)?;
+    matches!(spec.content, Content::Bundle { .. }).then(|| directory.held(&spec.path))?
 }
 
 /// The first error met, and the keys of all files that met the same.

@@ -1,6 +1,7 @@
 //! SPIRE's server and agent on the node.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use countersign_cluster::layout::{Files, NODE_ADDRESS};
+use countersign_tests::http::Metrics;
 use countersign_tests::processes::{AGENT_UID, Process, workspace};
 use countersign_vault_tests::authority::Authority;
 use tokio::net::UnixStream;
@@ -30,6 +32,10 @@ pub const ADMIN_SOCKET: &str = "/run/spire/admin/admin.sock";
 const NODE: &str = "spiffe://example.org/node/node-1";
 /// Where the server listens.
 pub(crate) const PORT: u16 = 8081;
+/// Where the agent tells what it has counted.
+const TELEMETRY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9988);
+/// What it counts of the streams that a pod's X.509-SVIDs come by: each when it has ended.
+const STREAMS: &str = "spire_agent_rpc_spiffe_broker_api_subscribe_to_x509svid";
 /// How long any part may take to start, on a busy machine.
 const START: Duration = Duration::from_secs(60);
 
@@ -192,6 +198,19 @@ plugins {{
         field(&said, "Entry ID").with_context(|| said.clone())
     }
 
+    /// The ids of all entries that give this SPIFFE ID.
+    pub fn entries(&self, id: &str) -> Result<Vec<String>> {
+        let said = self.server(&["entry", "show", "-spiffeID", id])?;
+        Ok(said.lines().filter_map(|line| field(line, "Entry ID")).collect())
+    }
+
+    /// Has an entry say something else; its SPIFFE ID and selectors must be as they were.
+    pub fn update(&self, id: &str, entry: &Entry) -> Result<()> {
+        let mut arguments = vec!["entry", "update", "-entryID", id, "-parentID", NODE];
+        arguments.extend(entry.arguments.iter().map(String::as_str));
+        self.server(&arguments).map(drop)
+    }
+
     /// Takes an entry away.
     pub fn delete(&self, id: &str) -> Result<()> {
         self.server(&["entry", "delete", "-entryID", id]).map(drop)
@@ -240,6 +259,12 @@ plugins {{
     /// The agent's process.
     pub async fn agent_pid(&self) -> Result<u32> {
         Ok(self.agent.lock().await.as_ref().context("the SPIRE agent does not run")?.pid())
+    }
+
+    /// How many pods' streams have ended since the agent was started, whatever ended them: those that are open are not among
+    /// them.
+    pub async fn ended_streams(&self) -> Result<f64> {
+        Ok(Metrics::scrape(TELEMETRY).await?.sum(STREAMS, &[]).unwrap_or_default())
     }
 
     /// The agent's program, which is a client too.
@@ -295,7 +320,9 @@ plugins {{
             self.kubelet_ca.display(),
             token.display()
         );
-        page::agent(broker, &own, "    sync_interval = \"1s\"", &plugins, &k8s)
+        let page = page::agent(broker, &own, "    sync_interval = \"1s\"", &plugins, &k8s)?;
+        let (host, port) = (TELEMETRY.ip(), TELEMETRY.port());
+        Ok(format!("{page}telemetry {{ Prometheus {{ host = \"{host}\" port = {port} }} }}\n"))
     }
 
     /// Ends of both logs.

@@ -87,3 +87,33 @@ async fn somebody_else_reads_with_his_own_eyes() {
     assert_eq!(scene.sources().reads(), reads + 1);
     scene.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_bundle_that_does_not_come_any_more_follows_the_pods_policy_and_holds_up_no_svid() {
+    let (scene, kept, wiped) = (Scene::new(), directory(), directory());
+    scene.sources().federate(&["partner.example", "other.example"]);
+    let bundles = [
+        ("bundle.countersign.dev/p", "partner.example"),
+        ("bundle.countersign.dev/o", "other.example?optional"),
+    ];
+    let keep = [SVID[0], bundles[0], bundles[1]];
+    let wipe = [SVID[0], bundles[0], bundles[1], ("countersign.dev/on-revoked", "wipe")];
+    scene.publish("1", "a", &keep, Some(kept.path())).await.unwrap();
+    scene.publish("2", "a", &wipe, Some(wiped.path())).await.unwrap();
+    let (before, bundle) = (read(&kept, "k"), read(&kept, "p"));
+    let there = |dir: &TempDir, name| dir.path().join(name).symlink_metadata().is_ok();
+    assert!(there(&kept, "o") && there(&wiped, "p"));
+    scene.sources().federate(&[]);
+    for _ in 0..2 {
+        scene.sources().push(&workload("a"), Some(identity("spiffe://t/ns/n/sa/a").x509));
+        a_moment().await;
+    }
+    assert!(!there(&wiped, "p") && !there(&wiped, "o") && !there(&kept, "o"));
+    assert_eq!(read(&kept, "p"), bundle);
+    assert!(read(&kept, "k") != before && there(&wiped, "k"));
+    scene.sources().federate(&["partner.example"]);
+    scene.sources().push(&workload("a"), Some(identity("spiffe://t/ns/n/sa/a").x509));
+    a_moment().await;
+    assert!(there(&wiped, "p"));
+    scene.end().await;
+}

@@ -18,6 +18,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("renewals_reach_a_reader_as_one_set_each", Kind::Harmless, renewals),
         case("nginx_serves_each_renewed_certificate", Kind::Harmless, nginx),
         case("federated_bundles_come_and_go", Kind::Harmless, federation),
+        case("an_entry_that_stops_federating_takes_its_bundle_along", Kind::Harmless, unfederated),
         case("a_new_x509_authority_reaches_every_pod", Kind::Alone, new_authority),
         case("a_new_jwt_authority_signs_whoever_comes_next", Kind::Alone, new_jwt_authority),
         case("a_pod_of_the_same_name_is_another_pod", Kind::Harmless, same_name),
@@ -90,6 +91,58 @@ async fn federation(world: Arc<World>) -> Result<()> {
     space.event("alone", &["FailedMount", "partner.example"]).await?;
     world.spire.server(&["bundle", "delete", "-id", "spiffe://partner.example", "-mode", "dissociate"])?;
     follower.becomes(SOON, "without the bundle", |files| !files.0.contains_key("partner.pem")).await?;
+    space.remove().await
+}
+
+async fn unfederated(world: Arc<World>) -> Result<()> {
+    let space = world.space("unfederated").await?;
+    for domain in ["left.example", "kept.example"] {
+        world.spire.set_bundle(domain, Authority::new(domain)?.pem())?;
+    }
+    for account in ["stops", "goes-on"] {
+        space.account(account).await?;
+    }
+    let federating = |account| Entry::account("unfederated", account).federating("kept.example");
+    let entry = world.spire.create(&federating("stops").federating("left.example"))?;
+    world.spire.create(&federating("goes-on").federating("left.example"))?;
+    let asks = [
+        INJECT,
+        X509,
+        ("bundle.countersign.dev/kept.pem", "kept.example"),
+        ("bundle.countersign.dev/left.pem", "left.example?optional"),
+    ];
+    let required = [INJECT, X509, ("bundle.countersign.dev/left.pem", "left.example")];
+    let mut pods = Vec::new();
+    for (name, account, asks) in [
+        ("optional", "stops", &asks[..]),
+        ("required", "stops", &required[..]),
+        ("other", "goes-on", &asks[..]),
+    ] {
+        let mut manifest = space.manifest(name, asks);
+        manifest["spec"]["serviceAccountName"] = json!(account);
+        let pod = space.start_from(&manifest).await?;
+        // The optional one may come after the pod: SPIRE's agent hears of the bundle by itself.
+        follow(&pod)?.becomes(SOON, "given the bundle", |files| files.0.contains_key("left.pem")).await?;
+        pods.push(pod);
+    }
+    let before = pods.iter().map(files).collect::<Result<Vec<_>>>()?;
+    let mut follower = follow(&pods[0])?;
+    world.spire.update(&entry, &federating("stops"))?;
+    let after =
+        follower.becomes(SOON, "without the bundle", |files| !files.0.contains_key("left.pem")).await?;
+    ensure!(
+        after.text("kept.pem") == before[0].text("kept.pem") && after.identity()? == before[0].identity()?
+    );
+    // Whoever can't do without keeps what it had, and is told; whoever else federates has lost nothing.
+    space.event("required", &["RefreshFailing", "left.example"]).await?;
+    ensure!(
+        files(&pods[1])?.text("left.pem") == before[1].text("left.pem"),
+        "a file that is required was taken away"
+    );
+    ensure!(
+        files(&pods[2])?.text("left.pem") == before[2].text("left.pem"),
+        "another entry's bundle was taken away"
+    );
     space.remove().await
 }
 
