@@ -137,6 +137,14 @@ pub(super) fn of_pod(error: &PodError) -> Trouble {
     }
 }
 
+/// The same where we know what the pod is, for we have said it: `selectors` in words.
+pub(super) fn no_entry_for(workload: &Workload, selectors: &str) -> Trouble {
+    Trouble::NoEntry(format!(
+        "SPIRE has no registration entry for pod {workload}; its selectors are {selectors}, and none of a container before it \
+         runs; the entry's parent must be this node's SPIRE agent"
+    ))
+}
+
 /// Nothing but a new entry heals it.
 pub(super) fn no_entry(workload: &Workload) -> Trouble {
     let Workload { namespace, service_account, pod_uid, .. } = workload;

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tonic::Status;
 use tracing::{info, warn};
 
-use super::answer::{Trouble, Us, of_broker, of_delegated, unavailable};
+use super::answer::{Trouble, Us, no_entry, no_entry_for, of_broker, of_delegated, unavailable};
 use super::broker::Broker;
 use super::delegated::Delegated;
 use super::keys::Keys;
@@ -187,6 +187,16 @@ impl Api {
         };
         let meaning = if delegated { of_delegated } else { of_broker };
         meaning(status, workload, Us(us.as_deref()))
+    }
+
+    /// What it means that SPIRE has no SVID for the pod.
+    pub(super) fn no_entry(&self, workload: &Workload) -> Trouble {
+        let told = match self {
+            Self::Broker(_) => None,
+            Self::Delegated(delegated) => delegated.told(workload),
+            Self::Either(either) => either.delegated.told(workload),
+        };
+        told.map_or_else(|| no_entry(workload), |selectors| no_entry_for(workload, &selectors))
     }
 
     /// Keeps up what the way itself needs, for ever.

@@ -35,6 +35,9 @@ use crate::spiffe::TrustDomain;
 /// How long the first bundles are waited for.
 const FIRST_BUNDLES: Duration = Duration::from_secs(5);
 
+/// How many selectors a message names.
+const SHOWN: usize = 16;
+
 /// DER roots of all trust domains, by their SPIFFE IDs.
 type Bundles = HashMap<String, Vec<u8>>;
 
@@ -169,6 +172,17 @@ impl Delegated {
         Ok(svids.into_iter().map(|svid| (id(svid.id), Secret::from(svid.token))).collect())
     }
 
+    /// The selectors that SPIRE was told last of the pod, in words; none: it was told nothing.
+    pub(super) fn told(&self, workload: &Workload) -> Option<String> {
+        let selectors = self.streamed().get(workload).and_then(Weak::upgrade)?;
+        let shown: Vec<_> = selectors.iter().take(SHOWN).map(in_words).collect();
+        let more = match selectors.len().saturating_sub(SHOWN) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Some(shown.join(", ") + &more)
+    }
+
     async fn selectors(&self, workload: &Workload) -> Result<Selectors, Trouble> {
         let pod = self.pods.read(workload).await.map_err(|error| of_pod(&error))?;
         Ok(Arc::new(selectors(&pod)))
@@ -252,6 +266,13 @@ fn meaning_of_bundles(status: &Status) -> String {
     } else {
         format!("the admin socket: {said}")
     }
+}
+
+/// As entries have it. What is very long is cut: a message has to bear it.
+fn in_words(selector: &Selector) -> String {
+    let Selector { r#type, value } = selector;
+    let cut: String = value.chars().take(100).collect();
+    format!("{type}:{cut}{}", if cut.len() < value.len() { "…" } else { "" })
 }
 
 /// What SPIRE's k8s attestor would find of the pod (SPIRE 1.15.2), less what only a running process has.

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, info, warn};
 
-use super::answer::{Trouble, no_entry, refused, unavailable};
+use super::answer::{Trouble, refused, unavailable};
 use super::api::Api;
 use super::backoff::Backoff;
 use super::material::{Unusable, Update, same};
@@ -208,7 +208,7 @@ impl Watcher {
                 self.hold(svid).await;
                 None
             }
-            Ok(None) => Some(self.lack(no_entry(&self.workload)).await),
+            Ok(None) => Some(self.lack(office.api.no_entry(&self.workload)).await),
             // An entry that another has been left of is as gone as one that was the last.
             Err(lacking @ Unusable::Hint { .. }) => {
                 Some(self.lack(Trouble::NoEntry(format!("pod {}: {lacking}", self.workload))).await)

@@ -106,7 +106,8 @@ async fn delegated(world: Arc<World>) -> Result<()> {
         ensure!(renewed.identity()? == id("delegated") && renewed.text("tls.key") != before.text("tls.key"));
         // Another pod of the account, without the label, is another workload.
         space.create(&space.manifest("back", &[INJECT, X509])).await?;
-        space.event("back", &["FailedMount", "no registration entry", "k8s:sa:default"]).await?;
+        let selectors = ["k8s:ns:delegated", "k8s:sa:default", "k8s:pod-name:back", "k8s:node-name:node-1"];
+        space.event("back", &[&["FailedMount", "no registration entry"][..], &selectors].concat()).await?;
         // Without its server, SPIRE goes on to hand out what has ended (the Broker API does not).
         world.spire.kill_server().await?;
         let outcome = async {
@@ -116,7 +117,8 @@ async fn delegated(world: Arc<World>) -> Result<()> {
             .await?;
             manifest["metadata"]["name"] = json!("late");
             space.create(&manifest).await?;
-            space.event("late", &["FailedMount"]).await
+            // What it hands out is looked at, and not used.
+            space.event("late", &["FailedMount", "can't be used", "valid from Unix time"]).await
         };
         let outcome = outcome.await;
         world.spire.start_server().await?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use countersign_cluster::pods::LIMIT;
 use countersign_spire_tests::entry::Entry;
-use countersign_spire_tests::vault::CERT_STORE;
+use countersign_spire_tests::vault::{CERT_STORE, HINTED_STORE};
 use countersign_spire_tests::world::{Case, Kind, World, case, files, follow};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
@@ -71,6 +71,8 @@ async fn moved(world: Arc<World>) -> Result<()> {
     let mut embedded = world.values.clone();
     embedded["identity"] = json!({"source": "embedded"});
     embedded["issuer"] = json!({"replicas": 1});
+    // The issuer gives a pod one SVID.
+    embedded["stores"].as_object_mut().context("stores")?.remove(HINTED_STORE);
     world.helm.install(&embedded).await.context("the embedded issuer")?;
     let outcome = async {
         let space = world.space("moved").await?;

@@ -194,6 +194,17 @@ fn with_key(signed: &Signed) -> X509svidWithKey {
 }
 
 #[tokio::test]
+async fn a_pod_without_an_entry_is_told_by_all_that_it_is() {
+    let scene = Admin::new().await;
+    scene.says(&[], &[]);
+    let error = scene.spire.subscribe(&workload("api")).trouble().await.to_string();
+    let selectors = "its selectors are k8s:node-name:node-1, k8s:ns:pay, k8s:pod-image-count:0, \
+                     k8s:pod-init-image-count:0, k8s:pod-label:app:api, k8s:pod-name:api-0, k8s:pod-uid:uid-api, k8s:sa:api";
+    assert!(error.contains(selectors), "{error}");
+    scene.end().await;
+}
+
+#[tokio::test]
 async fn a_pods_svid_by_the_selectors_of_the_pod_as_the_api_server_has_it() {
     let scene = Admin::new().await;
     scene.says(&[&scene.signed()], &[]);
