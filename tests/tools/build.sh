@@ -83,6 +83,8 @@ for tool; do
     # The module's name has no version in it, so what stands in go.mod is release 2.4.0 by its commit; told of no version,
     # the binary calls itself 2.0.0, and has no inline logins then by our reading of it.
     openbao) go_tools openbao "$tool" -ldflags "-s -w -X github.com/openbao/openbao/version.fullVersion=2.4.0" ;;
+    # Its main package is called cmd, and so is what is made of it.
+    spire-controller-manager) go_tools spire-controller-manager cmd -ldflags "-s -w" ;;
     # The server keeps its registrations in SQLite, which is C.
     spire-server | spire-agent) go_tools spire "$tool" CGO_ENABLED=1 -ldflags "-s -w" ;;
     cargo-deny) cargo_tool cargo-deny 0.20.2 ;;

@@ -5,6 +5,7 @@
 
 mod authorities;
 pub mod bench;
+pub mod controller;
 pub mod entry;
 pub mod files;
 pub mod nginx;

@@ -267,7 +267,7 @@ pub fn run(secrets: &[(&str, Value)], body: impl AsyncFnOnce(Arc<World>) -> Resu
 /// A node; or, outside of its namespaces, what became of the run inside them.
 fn begin(secrets: &[(&str, Value)]) -> Result<Result<(Runtime, Arc<World>), ExitCode>> {
     crate::spire::build()?;
-    for name in ["vault", "reader"] {
+    for name in ["vault", "reader", "spire-controller-manager"] {
         tool(name)?;
     }
     let place = match enter()? {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "what is missing fails the test")]
 
+mod controller;
 mod faults;
 mod life;
 mod readers;
@@ -25,6 +26,7 @@ fn main() -> Result<ExitCode> {
     cases.extend(readers::cases());
     cases.extend(sources::cases());
     cases.extend(stores::cases());
+    cases.extend(controller::cases());
     cases.extend(faults::cases());
     countersign_spire_tests::world::main(cases, &secrets)
 }
