@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use countersign_cluster::tools::{installed, tool};
-use countersign_tests::processes::{Process, privileged};
+use countersign_tests::processes::{Process, privileged, workspace};
 use x509_parser::prelude::Pem;
 
 use crate::files::blocks;
@@ -63,6 +63,16 @@ impl Program {
 /// What it reads in a key store and a trust store: how many certificates, and whose.
 pub fn read_pkcs12(keystore: &Path, truststore: &Path) -> Result<String> {
     let output = Command::new(tool("reader")?).arg("p12").args([keystore, truststore]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+/// What a program in Java does with a key store and a trust store of a type: whom a client of it calls, whom its server is
+/// called by, and how many roots there are.
+pub fn java(keystore: &Path, truststore: &Path, kind: &str) -> Result<String> {
+    let mut command = Command::new(installed("java").context("apt-get install default-jdk-headless")?);
+    command.arg(workspace().join("tests/spire/java/Reader.java")).args([keystore, truststore]).arg(kind);
+    let output = command.output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use countersign_cluster::pods::until;
 use countersign_spire_tests::entry::Entry;
 use countersign_spire_tests::postgres::Postgres;
-use countersign_spire_tests::program::{Program, openssl_pkcs12, read_pkcs12};
+use countersign_spire_tests::program::{Program, java, openssl_pkcs12, read_pkcs12};
 use countersign_spire_tests::world::{Case, Kind, World, case, files, follow, volume};
 use serde_json::json;
 
@@ -15,6 +15,7 @@ use crate::life::{INJECT, SOON, X509, id};
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("a_go_program_and_openssl_follow_each_renewal", Kind::Harmless, go_program),
+        case("java_speaks_tls_with_each_renewed_key_store", Kind::Harmless, java_program),
         case("postgresql_serves_each_renewed_certificate", Kind::Harmless, postgres),
         case("a_program_is_told_of_a_renewal", Kind::Harmless, told),
     ]
@@ -53,6 +54,33 @@ async fn go_program(world: Arc<World>) -> Result<()> {
         ensure!(read == expected, "{read}, not {expected}");
     }
     program.end()?;
+    space.remove().await
+}
+
+async fn java_program(world: Arc<World>) -> Result<()> {
+    let space = world.space("java").await?;
+    world.spire.create(&Entry::account("java", "default").living(60))?;
+    let stores = [
+        X509,
+        ("svid.countersign.dev/p12", "tls.p12"),
+        ("svid.countersign.dev/p12-truststore", "ca.p12"),
+        ("svid.countersign.dev/jks-truststore", "ca.jks"),
+    ];
+    let pod = space.start("web", &stores).await?;
+    let (place, mut follower) = (volume(&pod)?, follow(&pod)?);
+    let before = files(&pod)?;
+    let speaks = |files: &countersign_spire_tests::files::Files| {
+        let at = |name: &str| place.join("..data").join(name);
+        let expected = format!("{0} {0} {1}", id("java"), files.blocks("ca.crt").len());
+        for (truststore, kind) in [("ca.p12", "PKCS12"), ("ca.jks", "JKS")] {
+            let said = java(&at("tls.p12"), &at(truststore), kind)?;
+            ensure!(said == expected, "{said}, not {expected}, with {truststore}");
+        }
+        Ok(())
+    };
+    speaks(&before)?;
+    let after = follower.becomes(SOON, "renewed", |files| leaf(files) != leaf(&before)).await?;
+    speaks(&after)?;
     space.remove().await
 }
 
