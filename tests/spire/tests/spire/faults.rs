@@ -28,6 +28,8 @@ pub(crate) fn cases() -> Vec<Case> {
         case("whoever_else_listens_on_the_socket_is_refused", Kind::Alone, impostor),
         case("what_spires_agent_lacks_is_said", Kind::Alone, misconfigured),
         case("a_namespace_without_rights_is_told_which", Kind::Harmless, no_rights),
+        // The last, for it leaves a node that has much to clear away.
+        case("two_hundred_and_fifty_pods_at_once_have_their_svids", Kind::Alone, at_once),
     ]
 }
 
@@ -65,6 +67,13 @@ async fn agent_restart(world: Arc<World>) -> Result<()> {
         ensure!(follower.swaps == 1, "{} swaps", follower.swaps);
         ensure!(files.identity()? == before.identity()? && files.text("ca.crt") == before.text("ca.crt"));
     }
+    // Nobody was asked twice for it: no stream but those that are open was begun since.
+    let ended = world.spire.ended_streams().await?;
+    ensure!(ended < 10.0, "{ended} streams of {} pods were begun in vain", pods.len());
+    space.delete("pod-0").await?;
+    let counted = async || Ok((world.spire.ended_streams().await? > ended).then_some(()));
+    until(SOON, "counting a stream that ends", counted).await?;
+    followers.remove(0);
     // Whoever comes now is served as before.
     world.spire.create(&Entry::account(space.name(), "default"))?;
     space.start("late", &[X509]).await?;
@@ -74,6 +83,23 @@ async fn agent_restart(world: Arc<World>) -> Result<()> {
     for follower in &mut followers {
         follower.becomes(SOON, "given the new root", |files| files.blocks("ca.crt").len() > roots).await?;
         ensure!(follower.swaps == 2, "{} swaps", follower.swaps);
+    }
+    space.remove().await
+}
+
+async fn at_once(world: Arc<World>) -> Result<()> {
+    const PODS: usize = 250;
+    let space = world.space("at-once").await?;
+    world.spire.create(&Entry::account("at-once", "default"))?;
+    let creating =
+        (0..PODS).map(async |n| space.create(&space.manifest(&format!("pod-{n}"), &[INJECT, X509])).await);
+    try_join_all(creating).await?;
+    let mut pods = Vec::new();
+    for n in 0..PODS {
+        pods.push(space.running(&format!("pod-{n}")).await?);
+    }
+    for files in all(&pods)? {
+        ensure!(files.identity()? == id("at-once"), "{}", files.identity()?);
     }
     space.remove().await
 }
