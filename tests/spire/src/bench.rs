@@ -4,6 +4,7 @@
 //! it. What becomes of a push is seen in the volumes of the release, by inotify.
 
 mod asking;
+mod embedded;
 mod pushes;
 
 use std::process::ExitCode;
@@ -79,5 +80,6 @@ async fn measure(world: &Arc<World>, effort: Effort) -> Result<Vec<Row>> {
     rows.extend(asking::broker(world, &pods, effort).await?);
     rows.extend(asking::delegated(world, &pods, effort).await?);
     rows.extend(pushes::measure(world, effort).await?);
+    rows.extend(embedded::measure(world, &pods, effort).await?);
     Ok(rows)
 }

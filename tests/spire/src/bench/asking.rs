@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use countersign_agent::clock::Clock;
 use countersign_agent::identity::spire::{BrokerConfig, Config, DelegatedConfig, Socket, WayConfig};
-use countersign_agent::identity::{Source, Spire, Subscription, Workload};
+use countersign_agent::identity::{Source, Spire, Subscription, Token, Workload};
 use countersign_agent::kubernetes::Server;
 use countersign_cluster::layout::API_ADDRESS;
 use countersign_cluster::node;
@@ -48,7 +48,11 @@ pub(super) struct Following {
 impl Following {
     pub(super) fn new(way: WayConfig) -> Result<Self> {
         let config = Config { way, trust_domain: TRUST_DOMAIN.parse()?, hint: None, clock: Clock::system() };
-        let source = Arc::new(Source::Spire(Spire::open(config)));
+        Ok(Self::of(Source::Spire(Spire::open(config))))
+    }
+
+    pub(super) fn of(source: Source) -> Self {
+        let source = Arc::new(source);
         let (heard, shutdown, mut tasks) = (Heard::default(), CancellationToken::new(), JoinSet::new());
         let (running, end) = (Arc::clone(&source), shutdown.clone());
         tasks.spawn(async move { running.run(&end).await });
@@ -60,14 +64,23 @@ impl Following {
                 heard.insert(push.workload.pod_uid, Instant::now());
             }
         });
-        Ok(Self { source, heard, shutdown, tasks })
+        Self { source, heard, shutdown, tasks }
     }
 
     /// The time from a pod's first question to its answer.
     async fn first(&self, pod: &Workload) -> Result<(Duration, Subscription)> {
+        self.first_by(pod, &[]).await
+    }
+
+    /// The same, with kubelet's tokens at hand.
+    pub(super) async fn first_by(
+        &self,
+        pod: &Workload,
+        tokens: &[Token],
+    ) -> Result<(Duration, Subscription)> {
         let began = Instant::now();
         let subscription = self.source.subscribe(pod);
-        self.source.x509(pod, &[], None).await?;
+        self.source.x509(pod, tokens, None).await?;
         Ok((began.elapsed(), subscription))
     }
 
