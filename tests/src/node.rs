@@ -47,6 +47,8 @@ pub struct Setup {
     pub agent_arguments: Vec<String>,
     /// Another program in the agent's place: one that counts, say.
     pub agent_binary: Option<PathBuf>,
+    /// Another program in the issuer's place.
+    pub issuer_binary: Option<PathBuf>,
     /// Most descriptors of the agent.
     pub agent_descriptors: Option<u32>,
     /// Life of X.509-SVIDs.
@@ -68,6 +70,7 @@ impl Default for Setup {
             driver_arguments: Vec::new(),
             agent_arguments: Vec::new(),
             agent_binary: None,
+            issuer_binary: None,
             agent_descriptors: None,
             x509_ttl: "1h",
             log_level: "info",
@@ -148,7 +151,8 @@ impl Node {
 
     /// Starts the issuer and waits until it serves.
     pub async fn start_issuer(&mut self) -> Result<()> {
-        let mut command = self.confinement.command(&self.binaries.agent);
+        let program = self.setup.issuer_binary.as_ref().unwrap_or(&self.binaries.agent);
+        let mut command = self.confinement.command(program);
         let (namespace, account) = AGENT_SERVICE_ACCOUNT;
         command
             .args(["issuer", "--trust-domain", TRUST_DOMAIN, "--reviewer", "jwks"])

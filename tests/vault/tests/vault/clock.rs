@@ -8,19 +8,21 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use countersign_tests::harness::{Case, Needs, case};
 use countersign_tests::node::{SOON, Setup, eventually};
-use countersign_tests::pods::Volume;
+use countersign_tests::pods::{Pod, Volume};
 use countersign_tests::processes::Binaries;
 use countersign_tests::reader::read_file;
 use countersign_tests::scratch::replace_file;
 use countersign_vault_tests::world::{Plan, World, in_world};
 use serde_json::json;
+use tonic::Code;
 
-use crate::asking::pod;
+use crate::asking::{one, pod, refusal_of, says};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("clock::a_day_forward_and_back_again", Needs::Root, a_day_forward),
         case("clock::an_hour_back", Needs::Root, an_hour_back),
+        case("clock::another_time_than_vault", Needs::Root, another_time_than_vault),
     ]
 }
 
@@ -33,30 +35,59 @@ fn library() -> Result<PathBuf> {
     found.context("no libfaketime; on Debian: apt-get install libfaketime")
 }
 
-/// The agent's clock.
-struct Hands(PathBuf);
+/// The clock of a process.
+pub(crate) struct Hands(PathBuf);
 
 impl Hands {
-    fn turn(&self, offset: &str) -> Result<()> {
+    /// A clock that shows what it is in this directory.
+    pub(crate) fn new(directory: &Path) -> Result<Self> {
+        let hands = Self(directory.join("offset"));
+        hands.turn("+0")?;
+        Ok(hands)
+    }
+
+    /// From now on it differs by this, such as `+1d`.
+    pub(crate) fn turn(&self, offset: &str) -> Result<()> {
         replace_file(&self.0, offset.as_bytes(), 0o644)
     }
 }
 
-async fn with_hands(body: impl AsyncFnOnce(&mut World, &Hands) -> Result<()>) -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
-    let hands = Hands(folder.path().join("offset"));
-    hands.turn("+0")?;
-    // The library is for the agent alone, and not for what takes its rights away before.
-    let program = folder.path().join("agent");
+/// What a clock shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moves {
+    /// The time of day alone, as when somebody sets it.
+    TimeOfDay,
+    /// Time itself, as if it had passed.
+    Time,
+}
+
+/// A program of the agent's whose clock has these hands. The library is for it alone, and not for what takes its rights
+/// away before.
+pub(crate) fn program(hands: &Hands, moves: Moves) -> Result<PathBuf> {
+    let monotonic = if moves == Moves::Time { "" } else { " FAKETIME_DONT_FAKE_MONOTONIC=1" };
     let script = format!(
-        "#!/bin/sh\nexec env LD_PRELOAD={} FAKETIME_TIMESTAMP_FILE={} FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1 {} \"$@\"\n",
+        "#!/bin/sh\nexec env LD_PRELOAD={} FAKETIME_TIMESTAMP_FILE={} FAKETIME_NO_CACHE=1{monotonic} {} \"$@\"\n",
         library()?.display(),
         hands.0.display(),
         Binaries::find()?.agent.display()
     );
-    replace_file(&program, script.as_bytes(), 0o755)?;
-    let node = Setup { agent_binary: Some(program), ..Setup::default() };
+    let path = hands.0.with_file_name("agent");
+    replace_file(&path, script.as_bytes(), 0o755)?;
+    Ok(path)
+}
+
+/// Where a clock may lie that other users read.
+pub(crate) fn folder() -> Result<tempfile::TempDir> {
+    let folder = tempfile::tempdir()?;
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
+    Ok(folder)
+}
+
+async fn with_hands(body: impl AsyncFnOnce(&mut World, &Hands) -> Result<()>) -> Result<()> {
+    let folder = folder()?;
+    let hands = Hands::new(folder.path())?;
+    let agent_binary = Some(program(&hands, Moves::TimeOfDay)?);
+    let node = Setup { agent_binary, ..Setup::default() };
     in_world(Plan { node, database: true, ..Plan::default() }, async |world| {
         lives(world, json!({"default_ttl": "9s", "max_ttl": "1h"})).await?;
         body(world, &hands).await
@@ -141,6 +172,29 @@ async fn an_hour_back() -> Result<()> {
         calm(world, &user)?;
         volume.unpublish(SOON).await?;
         gone(world).await
+    })
+    .await
+}
+
+/// Issuer and node have another time of day than Vault: a little is forgiven, and more is named.
+async fn another_time_than_vault() -> Result<()> {
+    let folder = folder()?;
+    let hands = Hands::new(folder.path())?;
+    hands.turn("+45")?;
+    let ahead = Some(program(&hands, Moves::TimeOfDay)?);
+    let node = Setup { agent_binary: ahead.clone(), issuer_binary: ahead, ..Setup::default() };
+    in_world(Plan { node, ..Plan::default() }, async |world| {
+        let mut volume = world.node.published(&pod("api-1"), one("vault:kv/data/payments#password")).await?;
+        volume.unpublish(SOON).await?;
+        hands.turn("+480")?;
+        // Another identity: this one has a token by now.
+        let role = world.vault.root().read("auth/jwt/role/payments_api").await?;
+        let mut role = role["data"].clone();
+        role["bound_subject"] = json!("spiffe://example.org/ns/payments/sa/reports");
+        world.vault.root().write("auth/jwt/role/payments_reports", &role).await?;
+        let other = Pod::new("payments", "reports-1", "reports");
+        let status = refusal_of(&world.node, &other, one("vault:kv/data/payments#password")).await?;
+        says(&status, Code::PermissionDenied, &["clocks", "leeway"])
     })
     .await
 }

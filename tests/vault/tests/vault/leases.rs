@@ -21,6 +21,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("leases::replaced_before_the_longest_life_ends", Needs::Root, replaced_before_it_ends),
         case("leases::revoked_under_us", Needs::Root, revoked_under_us),
         case("leases::the_pod_goes_while_vault_is_down", Needs::Root, the_pod_goes_while_vault_is_down),
+        case("leases::what_cannot_be_revoked_is_given_up_loudly", Needs::Root, given_up_loudly),
         case("leases::an_agent_that_restarts", Needs::Root, an_agent_that_restarts),
         case("leases::vault_is_put_back_to_a_snapshot", Needs::Root, vault_is_put_back_to_a_snapshot),
         case("leases::the_database_is_down", Needs::Root, the_database_is_down),
@@ -170,6 +171,47 @@ async fn the_pod_goes_while_vault_is_down() -> Result<()> {
         world.vault.resume().await?;
         gone(world).await?;
         counts_beyond(&world.node, "countersign_lease_revocations_total", &["store=\"vault\""], 0.0).await
+    })
+    .await
+}
+
+/// Vault stays away for longer than the login lives: what is left is counted, and named by what is no secret.
+async fn given_up_loudly() -> Result<()> {
+    in_world(plan(), async |world| {
+        let mut role = world.vault.root().read("auth/jwt/role/payments_api").await?["data"].clone();
+        role["token_period"] = json!("12s");
+        world.vault.root().write("auth/jwt/role/payments_api", &role).await?;
+        let mut volume = world.node.published(&pod("api-1"), credentials()).await?;
+        let pair = read_file(&volume.target(), "pair")?;
+        let root = world.vault.root();
+        let [lease] = leases(world).await?.try_into().ok().context("one lease")?;
+        let mut accessors = Vec::new();
+        for accessor in root.list("auth/token/accessors").await? {
+            let token = root.write("auth/token/lookup-accessor", &json!({"accessor": accessor})).await?;
+            if token["data"]["path"] == "auth/jwt/login" {
+                accessors.push(accessor);
+            }
+        }
+        world.vault.kill()?;
+        volume.unpublish(SOON).await.context("the pod goes")?;
+        let labels = ["store=\"vault\"", "result=\"given_up\""];
+        let given_up = async || {
+            let count = counted(&world.node, "countersign_lease_revocations_total", &labels).await;
+            count.is_ok_and(|count| count >= 1.0)
+        };
+        eventually(Duration::from_secs(60), "it is given up", given_up).await?;
+        let log = std::fs::read_to_string(world.node.layout.log("agent"))?;
+        let told = log.lines().find(|line| line.contains("given up") && line.contains(&lease));
+        let told = told.with_context(|| format!("no line names the lease {lease}"))?;
+        ensure!(told.contains("WARN"), "it is a warning: {told}");
+        ensure!(
+            accessors.iter().any(|accessor| told.contains(accessor)),
+            "the login's accessor is in it: {told}"
+        );
+        let (_, password) = pair.split_once(' ').context("a pair")?;
+        ensure!(!log.contains("hvs.") && !log.contains(password), "neither token nor password is");
+        world.vault.resume().await?;
+        gone(world).await.context("it ended by its TTL")
     })
     .await
 }

@@ -5,6 +5,7 @@ use countersign_tests::harness::{Case, Needs, case};
 use countersign_tests::node::{SOON, eventually};
 use countersign_tests::pods::Pod;
 use countersign_tests::reader::read_file;
+use countersign_vault_tests::audit::Entry;
 use countersign_vault_tests::world::{Plan, World, in_world};
 use serde_json::{Map, Value, json};
 use tonic::Code;
@@ -95,9 +96,8 @@ async fn a_wrong_audience() -> Result<()> {
 /// SVIDs of ours have no common name, and Vault's `auth/cert` takes nothing else for an alias.
 async fn a_certificate_without_a_common_name() -> Result<()> {
     in_world(with_login(json!({"method": "cert", "role": "{ns}_{sa}"})), async |world| {
-        let root = world.vault.root();
-        root.write("sys/auth/cert", &json!({"type": "cert"})).await?;
-        trust_certificates(world).await?;
+        std::fs::copy(&world.node.layout.bundle, world.vault.directory().join("roots.pem"))?;
+        world.run(&world.shell()?, "By certificate")?;
         let status = refusal(&world.node, PASSWORD).await?;
         says(&status, Code::PermissionDenied, &["common name", "jwt"])
     })
@@ -108,7 +108,7 @@ async fn a_certificate_without_a_common_name() -> Result<()> {
 async fn trust_certificates(world: &World) -> Result<()> {
     let bundle = std::fs::read_to_string(&world.node.layout.bundle)?;
     let role = json!({
-        "certificate": bundle, "token_policies": ["payments-api"],
+        "certificate": bundle, "token_policies": ["payments-api"], "token_ttl": "9s",
         "allowed_uri_sans": ["spiffe://example.org/ns/payments/sa/api"],
     });
     world.vault.root().write("auth/cert/certs/payments_api", &role).await.map(drop)
@@ -126,9 +126,18 @@ async fn a_certificate_logs_in() -> Result<()> {
         let data = json!({"data": {"password": "second"}});
         world.vault.root().write("kv/data/payments", &data).await?;
         world.node.arrives(&volume, "a", "second").await?;
+        let again = async || {
+            let by_us = |entry: &Entry| entry.is_login() && entry.error.is_empty();
+            world.vault.audit().is_ok_and(|audit| audit.iter().filter(|entry| by_us(entry)).count() >= 3)
+        };
+        eventually(SOON, "new logins in place of tokens that end", again).await?;
         let other = Pod::new("payments", "reports-1", "reports");
         let status = refusal_of(&world.node, &other, one(PASSWORD)).await?;
         ensure!(status.code() == Code::PermissionDenied, "another account: {status:?}");
+        // The certificate that logged in is not the one that would renew.
+        let audit = world.vault.audit()?;
+        let renewals = audit.iter().filter(|entry| entry.asks_for("auth/token/renew-self")).count();
+        ensure!(renewals == 0, "{renewals} renewals of a token that a certificate logged in for");
         volume.unpublish(SOON).await
     })
     .await

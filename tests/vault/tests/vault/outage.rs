@@ -7,11 +7,17 @@ use anyhow::{Context, Result, ensure};
 use countersign_tests::harness::{Case, Needs, case};
 use countersign_tests::node::{SOON, eventually};
 use countersign_tests::reader::read_file;
+use countersign_tests::scratch::Scratch;
+use countersign_vault_tests::authority::Authority;
+use countersign_vault_tests::impostor::store;
+use countersign_vault_tests::liar::{Liar, Lie, VALUE};
 use countersign_vault_tests::world::{Plan, World, in_world};
-use serde_json::json;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::asking::{counted, counts_beyond, one, pod, refusal, says};
+use crate::refusals::permit;
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -19,11 +25,15 @@ pub(crate) fn cases() -> Vec<Case> {
         case("outage::down_for_a_while_with_many_volumes", Needs::Root, down_for_a_while),
         case("outage::sealed", Needs::Root, sealed),
         case("outage::it_hangs", Needs::Root, it_hangs),
+        case("outage::a_store_that_hangs_slows_no_other", Needs::Root, slows_no_other),
+        case("outage::a_rate_limit_is_obeyed", Needs::Root, a_rate_limit_is_obeyed),
         case("outage::the_second_address_takes_over", Needs::Root, the_second_address_takes_over),
         case("outage::put_back_to_a_snapshot", Needs::Root, put_back_to_a_snapshot),
     ]
 }
 
+/// Reads that the agent has under way at one store at most.
+const BULKHEAD: usize = 16;
 const PASSWORD: &str = "vault:kv/data/payments#password";
 
 async fn write(world: &World, value: &str) -> Result<()> {
@@ -136,6 +146,83 @@ async fn it_hangs() -> Result<()> {
         world.node.arrives(&here, "a", "second").await?;
         waits.unpublish(SOON).await?;
         here.unpublish(SOON).await
+    })
+    .await
+}
+
+/// One volume with secrets of three stores, one of which takes connections and answers nothing, and more pods waiting for
+/// that one than it is ever asked for at once.
+async fn slows_no_other() -> Result<()> {
+    let authority = Authority::new("liar")?;
+    let liar = Liar::start(&authority).await?;
+    let folder = Scratch::new()?;
+    let ca = authority.write(&folder.path().join("ca.pem"))?;
+    let mut plan = Plan::default();
+    plan.node.stores.insert("hangs".to_owned(), Value::Object(store(&liar.url(), &ca)));
+    in_world(plan, async |world| {
+        world.node.store.write("payments/db", &json!({"password": "from sops"}))?;
+        let asked = one(PASSWORD)
+            .secret("b", "hangs:kv/data/payments#password")
+            .secret("c", "sops:payments/db#password")
+            .refresh("1s");
+        let mut mixed = world.node.published(&pod("mixed"), asked).await?;
+        let mut alone = world.node.published(&pod("alone"), one(PASSWORD).refresh("1s")).await?;
+        liar.says(|_| Some(Lie::Silence));
+        let mut waiting: Vec<_> = (0..3 * BULKHEAD)
+            .map(|number| {
+                let asked = one(&format!("hangs:kv/data/secret-{number}#password"));
+                world.node.volume(&pod(&format!("waits-{number}")), asked)
+            })
+            .collect();
+        let waits = join_all(waiting.iter_mut().map(|volume| volume.publish_once()));
+        let others = async {
+            let asked = async || liar.count("/v1/kv/data/secret-0") > 0;
+            let held_up = async || asked().await || liar.count("/v1/kv/data/payments") > 0;
+            eventually(SOON, "it is asked, and does not answer", held_up).await?;
+            write(world, "second").await?;
+            world.node.arrives(&alone, "a", "second").await?;
+            let mut new = world.node.published(&pod("new"), one(PASSWORD)).await?;
+            new.unpublish(SOON).await?;
+            world.node.store.write("payments/db", &json!({"password": "second from sops"}))?;
+            world.node.arrives(&mixed, "a", "second").await?;
+            world.node.arrives(&mixed, "c", "second from sops").await?;
+            ensure!(read_file(&mixed.target(), "b")? == VALUE, "what it gave before stays");
+            mixed.unpublish(SOON).await.context("a pod that uses it goes")?;
+            alone.unpublish(SOON).await
+        };
+        let (waited, others) = tokio::join!(waits, others);
+        others?;
+        ensure!(waited.iter().all(Result::is_err), "nobody has got anything from it");
+        for volume in &mut waiting {
+            volume.unpublish(SOON).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Vault's own quota: what is over it waits as long as Vault says, and comes by itself.
+async fn a_rate_limit_is_obeyed() -> Result<()> {
+    in_world(Plan::default(), async |world| {
+        let root = world.vault.root();
+        permit(world, &["kv/*"]).await?;
+        root.write("kv/data/other", &json!({"data": {"x": "y"}})).await?;
+        let shown =
+            json!({"enable_rate_limit_response_headers": true, "enable_rate_limit_audit_logging": true});
+        root.write("sys/quotas/config", &shown).await?;
+        let quota = json!({"path": "kv/", "rate": 1, "interval": "6s"});
+        root.write("sys/quotas/rate-limit/kv", &quota).await?;
+        let mut first = world.node.published(&pod("api-1"), one(PASSWORD)).await?;
+        let audited = world.vault.audited()?;
+        let mut second = world.node.volume(&pod("api-2"), one("vault:kv/data/other#x"));
+        let status = second.publish_once().await.err().context("it is over the quota")?;
+        says(&status, Code::Unavailable, &["429", "rate limit"])?;
+        second.publish(SOON).await.context("it comes by itself")?;
+        let refused = world.vault.audit_since(audited)?;
+        let refused = refused.iter().filter(|entry| entry.error.contains("quota")).count();
+        ensure!(refused <= 2, "Vault was asked {refused} times too often, and kubelet asked all the time");
+        first.unpublish(SOON).await?;
+        second.unpublish(SOON).await
     })
     .await
 }
