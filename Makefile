@@ -3,6 +3,8 @@
 .PHONY: help demo test vault-test spire-test vault-bench spire-bench soak lint bench conformance interop fuzz deny chart admission image cluster-test cluster-bench cluster e2e kind-up kind-demo kind-down
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Which Kubernetes a cluster is made of: the newest, or an older one of tests/tools, such as KUBERNETES=1.31.
+export COUNTERSIGN_KUBERNETES := $(or $(KUBERNETES),$(COUNTERSIGN_KUBERNETES))
 # What is measured is what ships: each part with its own features, not with those that the other or a test asks for.
 define SHIPPED
 cargo build --release --quiet --package countersign-driver
@@ -55,16 +57,16 @@ interop: ## let the real sops and ours read each other's files (needs Go, for so
 chart: ## lint the chart, render it for many values and versions, compare manifests/ (needs Go, for helm)
 	@charts/test
 
-admission: ## try the chart's admission policies and webhook on a real API server (root; needs Go, for Kubernetes)
+admission: ## try the chart's admission policies and webhook on a real API server (root; needs Go; KUBERNETES=1.31)
 	cargo build --workspace --bins
 	cargo test --workspace --test admission
 
 image: ## build both images (docker, podman or buildah) and their archives in target/images
 	@tests/cluster/image $(or $(PROFILE),release)
 
-cluster-test: ## start a real one-node Kubernetes, install the chart, run the end-to-end suite (root; CASES=text, KEEP=1)
+cluster-test: ## the end-to-end suite on a real one-node Kubernetes with the chart (root; CASES=text, KEEP=1; KUBERNETES=1.31, SET=older)
 	@tests/cluster/image demo
-	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test --workspace --no-fail-fast --test e2e --test elsewhere -- $(CASES)
+	$(if $(KEEP),COUNTERSIGN_KEEP=1 )$(if $(SET),COUNTERSIGN_CASES=$(SET) )cargo test --workspace --no-fail-fast --test e2e $(if $(SET),,--test elsewhere )-- $(CASES)
 
 spire-test: ## a real SPIRE on such a cluster, set up by docs/spire.md: identities, rotation, faults (root; CASES=text, KEEP=1)
 	@tests/cluster/image demo

@@ -3,6 +3,8 @@
 #
 #   tests/tools/build.sh csi-sanity sops cargo-deny cargo-fuzz
 #
+#   COUNTERSIGN_KUBERNETES=1.31 tests/tools/build.sh kubelet      an older Kubernetes, of the module kubernetes-1.31
+#
 # They are kept outside the clone, under a name made of everything that went into them: the module's files and the
 # compiler's version. What is built already is not built again; a change of either makes a new one.
 set -euo pipefail
@@ -45,6 +47,9 @@ go_tools() {
   echo "$kept/bin/$name"
 }
 
+# release MODULE: the release of Kubernetes that the module builds.
+release() { sed -n 's#^.*k8s.io/kubernetes \(v[0-9.]*\).*#\1#p' "$here/$1/go.mod" | head -n 1; }
+
 # cargo_tool NAME VERSION: builds a released version with the dependencies it was released with.
 cargo_tool() {
   local name=$1 version=$2 kept work
@@ -72,8 +77,9 @@ for tool; do
     csi-sanity) go_tools csi-sanity "$tool" ;;
     sops) go_tools sops "$tool" ;;
     kube-apiserver | kube-controller-manager | kube-scheduler | kubelet | kubectl)
+      kubernetes=kubernetes${COUNTERSIGN_KUBERNETES:+-$COUNTERSIGN_KUBERNETES}
       # Without its version the apiserver calls itself v0.0.0, and no chart installs.
-      go_tools kubernetes "$tool" -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2" ;;
+      go_tools "$kubernetes" "$tool" -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$(release "$kubernetes")" ;;
     containerd | containerd-shim-runc-v2 | ctr) go_tools containerd "$tool" -ldflags "-s -w" -tags no_btrfs,no_devmapper,no_zfs ;;
     # Ours: what a program in Go does with the files of a volume.
     reader) go_tools reader "$tool" -ldflags "-s -w" ;;

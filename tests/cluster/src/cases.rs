@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
 use tokio::sync::RwLock;
 use tokio::time::timeout;
@@ -14,6 +14,8 @@ use tokio::time::timeout;
 const LIMIT: Duration = Duration::from_secs(300);
 /// How many harmless cases run at once.
 const PARALLEL: usize = 6;
+/// Chooses among the cases.
+const CHOICE: &str = "COUNTERSIGN_CASES";
 
 /// What a case does to others, and what it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +34,7 @@ type Body<W> = dyn FnOnce(Arc<W>, &RwLock<()>) -> Result<()> + Send;
 pub struct Case<W> {
     name: &'static str,
     kind: Kind,
+    older: bool,
     run: Box<Body<W>>,
 }
 
@@ -56,7 +59,29 @@ pub fn case<W: 'static, F: Future<Output = Result<()>>>(
             }
         })
     };
-    Case { name, kind, run: Box::new(run) }
+    Case { name, kind, older: false, run: Box::new(run) }
+}
+
+impl<W> Case<W> {
+    /// Belongs to the few that are tried on an older Kubernetes with every change: what depends on what Kubernetes
+    /// knows, and what a user has first.
+    #[must_use]
+    pub fn on_older(self) -> Self {
+        Self { older: true, ..self }
+    }
+}
+
+/// Which cases are run at all, by `COUNTERSIGN_CASES`: `older` has those that are marked so. All without it.
+fn chosen<W>(cases: Vec<Case<W>>) -> Result<Vec<Case<W>>> {
+    match std::env::var(CHOICE).as_deref() {
+        Err(_) | Ok("") => Ok(cases),
+        Ok("older") => {
+            let (chosen, left): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.older);
+            tell(&format!("{CHOICE}=older: {} cases of {}", chosen.len(), chosen.len() + left.len()));
+            Ok(chosen)
+        }
+        Ok(other) => bail!("{CHOICE}={other}: there is `older`, and all without it"),
+    }
 }
 
 /// Lists the cases, where the arguments ask for that: no world is needed for it.
@@ -74,7 +99,8 @@ pub fn run<W: Send + Sync + 'static>(
     cases: Vec<Case<W>>,
     world: &Arc<W>,
     node: bool,
-) -> Conclusion {
+) -> Result<Conclusion> {
+    let cases = chosen(cases)?;
     arguments.test_threads = arguments.test_threads.or(Some(PARALLEL));
     let order = Arc::new(RwLock::new(()));
     let lacking = cases.iter().filter(|case| case.kind == Kind::Node && !node).count();
@@ -88,7 +114,7 @@ pub fn run<W: Send + Sync + 'static>(
     if lacking > 0 {
         tell(&format!("{lacking} cases are ignored: they need a node in hand; `make cluster-test` has one"));
     }
-    conclusion
+    Ok(conclusion)
 }
 
 /// Says something to who runs the cases.

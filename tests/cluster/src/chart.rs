@@ -10,6 +10,7 @@ use tokio::process::Command;
 
 use crate::secrets::{ALLOWED, STORE, SYSTEM};
 use crate::tools::tool;
+use crate::version::Version;
 
 /// Name of the release.
 pub const RELEASE: &str = "countersign";
@@ -85,12 +86,14 @@ impl Helm {
     /// What would be installed.
     pub async fn render(&self, values: &Value) -> Result<String> {
         // It asks no cluster what it can do.
-        let cluster = [
-            "template",
-            "--kube-version=1.37",
-            "--api-versions=admissionregistration.k8s.io/v1/MutatingAdmissionPolicy",
-        ];
-        self.apply(&cluster, RELEASE, SYSTEM, values).await
+        let version = Version::chosen()?;
+        let kubernetes = format!("--kube-version={version}");
+        let mut verb = vec!["template", &kubernetes];
+        let policy = version
+            .policy()
+            .map(|api| format!("--api-versions=admissionregistration.k8s.io/{api}/MutatingAdmissionPolicy"));
+        verb.extend(policy.as_deref());
+        self.apply(&verb, RELEASE, SYSTEM, values).await
     }
 
     /// What these templates would install into another namespace.

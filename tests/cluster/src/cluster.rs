@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 use crate::layout::{self, Files};
 use crate::names::Names;
 use crate::namespace::Place;
+use crate::version::Version;
 use crate::{cgroups, images, parts, pki};
 
 /// How a cluster is to run.
@@ -24,6 +25,8 @@ pub struct Options {
     pub verbosity: u8,
     /// Kubelet's root directory, somewhere below `/var/lib`.
     pub kubelet: &'static str,
+    /// Which Kubernetes.
+    pub version: Version,
 }
 
 /// A running cluster of one node. Everything ends when it is dropped.
@@ -79,6 +82,11 @@ impl Cluster {
     /// An administrator's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.files.etc("admin.kubeconfig")
+    }
+
+    /// Which Kubernetes it is.
+    pub fn version(&self) -> Version {
+        self.options.version
     }
 
     /// The run's own files.

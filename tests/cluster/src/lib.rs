@@ -23,4 +23,5 @@ pub mod scan;
 pub mod secrets;
 pub mod target;
 pub mod tools;
+pub mod version;
 pub mod world;

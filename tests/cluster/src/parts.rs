@@ -48,6 +48,12 @@ fn start(files: &Files, name: &str, program: &Path, arguments: &[String]) -> Res
     Process::start(name, command, &files.log(name))
 }
 
+/// Feature gates, as an argument that every part takes.
+fn gates(options: &Options) -> Option<String> {
+    let gates = options.version.gates();
+    (!gates.is_empty()).then(|| format!("--feature-gates={}", gates.join(",")))
+}
+
 fn list(arguments: &[&str]) -> Vec<String> {
     arguments.iter().map(|&argument| argument.to_owned()).collect()
 }
@@ -123,6 +129,8 @@ pub async fn apiserver(files: &Files, options: &Options) -> Result<Process> {
         format!("--audit-log-path={}", file(files.log("audit"))),
         format!("-v={}", options.verbosity),
     ]);
+    arguments.extend(gates(options));
+    arguments.extend(options.version.switches().map(str::to_owned));
     let mut process = start(files, "kube-apiserver", &tool("kube-apiserver")?, &arguments)?;
     let kubectl = tool("kubectl")?;
     let config = files.etc("admin.kubeconfig");
@@ -244,7 +252,7 @@ pub async fn kubelet(files: &Files, options: &Options) -> Result<Process> {
         "authorization": {"mode": "Webhook"},
     });
     let config = files.write("kubelet.yaml", &config.to_string())?;
-    let arguments = [
+    let mut arguments = vec![
         format!("--config={}", config.display()),
         format!("--kubeconfig={}", files.etc("node.kubeconfig").display()),
         format!("--root-dir={}", options.kubelet),
@@ -252,6 +260,7 @@ pub async fn kubelet(files: &Files, options: &Options) -> Result<Process> {
         format!("--node-ip={NODE_ADDRESS}"),
         format!("-v={}", options.verbosity),
     ];
+    arguments.extend(gates(options));
     let address = ([127, 0, 0, 1], 10248).into();
     let mut starts = 1;
     loop {

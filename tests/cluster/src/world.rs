@@ -22,6 +22,7 @@ use crate::namespace::{Entered, enter};
 use crate::pods::Space;
 use crate::secrets::{SYSTEM, Store};
 use crate::target::client;
+use crate::version::Version;
 use crate::{canary, cases, images, tools};
 
 /// How often kubelet looks at each pod in the tests: what waits for a ConfigMap or a republish waits for this.
@@ -178,7 +179,7 @@ fn start(cases: Vec<Case>, kubelet: &'static str, more: &Value) -> Result<ExitCo
     match enter()? {
         Entered::Ended(code) => Ok(code),
         Entered::Inside(place) => {
-            let options = Options { sync: SYNC, verbosity: VERBOSITY, kubelet };
+            let options = Options { sync: SYNC, verbosity: VERBOSITY, kubelet, version: Version::chosen()? };
             let cluster = runtime.block_on(Cluster::start(&place, options))?;
             run(&runtime, arguments, cases, Some(cluster), &place.directory, more)
         }
@@ -194,8 +195,11 @@ fn run(
     more: &Value,
 ) -> Result<ExitCode> {
     let node = cluster.is_some();
+    if let Some(cluster) = &cluster {
+        cases::tell(&format!("on Kubernetes {}", cluster.version()));
+    }
     let world = Arc::new(runtime.block_on(World::new(cluster, directory, "trace", more))?);
-    let conclusion = cases::run(arguments, cases, &world, node);
+    let conclusion = cases::run(arguments, cases, &world, node)?;
     if conclusion.has_failed() {
         cases::tell(&runtime.block_on(world.report()));
     }

@@ -16,6 +16,7 @@ use countersign_cluster::pods::{LIMIT, Space, is_ready, name, uid, until};
 use countersign_cluster::secrets::{SYSTEM, Store};
 use countersign_cluster::target::client;
 use countersign_cluster::tools::tool;
+use countersign_cluster::version::Version;
 use countersign_cluster::{cases, images, node};
 use countersign_tests::http::Metrics;
 use countersign_tests::processes::workspace;
@@ -244,7 +245,7 @@ pub fn main(cases: Vec<Case>, secrets: &[(&str, Value)]) -> Result<ExitCode> {
         Ok(begun) => begun,
         Err(code) => return Ok(code),
     };
-    let conclusion = cases::run(arguments, cases, &world, true);
+    let conclusion = cases::run(arguments, cases, &world, true)?;
     if conclusion.has_failed() {
         cases::tell(&runtime.block_on(world.report()));
     }
@@ -275,7 +276,12 @@ fn begin(secrets: &[(&str, Value)]) -> Result<Result<(Runtime, Arc<World>), Exit
         Entered::Inside(place) => place,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let options = Options { sync: Duration::from_secs(10), verbosity: 2, kubelet: KUBELET };
+    let options = Options {
+        sync: Duration::from_secs(10),
+        verbosity: 2,
+        kubelet: KUBELET,
+        version: Version::chosen()?,
+    };
     let world = runtime.block_on(async {
         let cluster = Cluster::start(&place, options).await?;
         World::new(cluster, &place.directory, secrets).await

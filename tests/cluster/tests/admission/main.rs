@@ -1,5 +1,5 @@
 //! Admission on a real API server, without nodes: what pods are given and what is refused, first by the policy and
-//! then by the webhook, which must come to the same.
+//! then by the webhook, which must come to the same. A Kubernetes that has no such policies has the webhook alone.
 
 #![expect(clippy::indexing_slicing, reason = "a JSON value answers null for what is not there")]
 
@@ -13,7 +13,9 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use countersign_cluster::admission::judge;
 use countersign_cluster::admission::table::{self, Given, Refused};
+use countersign_cluster::cases::tell;
 use countersign_cluster::namespace::{Entered, enter};
+use countersign_cluster::version::Version;
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 
@@ -29,9 +31,16 @@ fn main() -> Result<ExitCode> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcomes = runtime.block_on(async {
-        let mut server = Server::start(&place).await?;
+        let version = Version::chosen()?;
+        tell(&match version.policy() {
+            Some(api) => format!("on Kubernetes {version}, with policies {api}"),
+            None => {
+                format!("on Kubernetes {version}, which has no MutatingAdmissionPolicy: by the webhook alone")
+            }
+        });
+        let mut server = Server::start(&place, version).await?;
         let mut outcomes = Outcomes::new();
-        let result = all(&mut server, &mut outcomes).await;
+        let result = all(&mut server, version, &mut outcomes).await;
         outcomes
             .push(("all parts were tried".to_owned(), result.map_err(|error| error.context(server.said()))));
         anyhow::Ok(outcomes)
@@ -42,32 +51,40 @@ fn main() -> Result<ExitCode> {
     Ok(libtest_mimic::run(&arguments, trials.collect()).exit_code())
 }
 
-async fn all(server: &mut Server, outcomes: &mut Outcomes) -> Result<()> {
+async fn all(server: &mut Server, version: Version, outcomes: &mut Outcomes) -> Result<()> {
     // Before there is any policy of ours.
     let old = workloads::before(server).await;
     outcomes.push(("workloads from before are there".to_owned(), old));
 
-    server.install("policy").await?;
-    let by_policy = tables(server, "policy", outcomes).await?;
-    workloads::cases(server, outcomes).await;
-    outcomes
-        .push(("policy: the types of all expressions are sound".to_owned(), server.types_are_sound().await));
-    outcomes.push(("policy: a container that comes later".to_owned(), server.added_later().await));
-    outcomes
-        .push(("policy: the largest pods are within its limits".to_owned(), workloads::large(server).await));
-    nodes::cases(server, outcomes).await?;
-
-    server.install("webhook").await?;
-    outcomes.push(("webhook: no other pod depends on it".to_owned(), server.nobody_serves().await));
-    server.serve_webhook().await?;
-    let by_webhook = tables(server, "webhook", outcomes).await?;
-    outcomes.push(("webhook: a container that comes later".to_owned(), server.added_later().await));
-    for (name, pod) in &by_policy {
-        let same = match by_webhook.get(name) {
-            Some(other) if other == pod => Ok(()),
-            other => Err(anyhow::anyhow!("policy:\n{pod:#}\nwebhook:\n{other:#?}")),
-        };
-        outcomes.push((format!("the same both ways: {name}"), same));
+    let mut made = Vec::new();
+    for &way in version.ways() {
+        server.install(way).await?;
+        if way == "webhook" {
+            outcomes.push(("webhook: no other pod depends on it".to_owned(), server.nobody_serves().await));
+            server.serve_webhook().await?;
+        }
+        made.push(tables(server, way, outcomes).await?);
+        if let Some(api) = version.policy() {
+            outcomes.push((format!("{way}: a container that comes later"), server.added_later(api).await));
+        }
+        // What is the same whichever way pods are given their volume.
+        if made.len() == 1 {
+            workloads::cases(server, outcomes).await;
+            outcomes
+                .push(("the types of all expressions are sound".to_owned(), server.types_are_sound().await));
+            outcomes
+                .push(("the largest pods are within the limits".to_owned(), workloads::large(server).await));
+            nodes::cases(server, outcomes).await?;
+        }
+    }
+    if let [by_policy, by_webhook] = made.as_slice() {
+        for (name, pod) in by_policy {
+            let same = match by_webhook.get(name) {
+                Some(other) if other == pod => Ok(()),
+                other => Err(anyhow::anyhow!("policy:\n{pod:#}\nwebhook:\n{other:#?}")),
+            };
+            outcomes.push((format!("the same both ways: {name}"), same));
+        }
     }
     outcomes.push(("injection that is missing is told".to_owned(), server.missing().await));
     Ok(())

@@ -8,12 +8,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use countersign_cluster::admission::judge::{LEFT_OUT, pods};
 use countersign_cluster::admission::post::{Answer, create, delete, patch, send, try_create};
+use countersign_cluster::cluster::Options;
 use countersign_cluster::layout::{self, API_ADDRESS, Files, KUBELET, NODE_ADDRESS};
 use countersign_cluster::namespace::Place;
 use countersign_cluster::parts;
 use countersign_cluster::pki;
 use countersign_cluster::target;
 use countersign_cluster::tools::tool;
+use countersign_cluster::version::Version;
 use countersign_tests::processes::{Binaries, Confinement, Process, tail, workspace};
 use http::Method;
 use kube::Client;
@@ -36,16 +38,12 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts it, with the namespaces that the tables name.
-    pub(crate) async fn start(place: &Place) -> Result<Self> {
+    pub(crate) async fn start(place: &Place, version: Version) -> Result<Self> {
         layout::prepare(&place.directory)?;
         let files = Files::new(&place.directory)?;
         pki::make(&files)?;
         parts::users(&files)?;
-        let options = countersign_cluster::cluster::Options {
-            sync: Duration::from_secs(60),
-            verbosity: 2,
-            kubelet: KUBELET,
-        };
+        let options = Options { sync: Duration::from_secs(60), verbosity: 2, kubelet: KUBELET, version };
         let mut processes = vec![parts::etcd(&files).await?, parts::apiserver(&files, &options).await?];
         processes.push(controllers(&files)?);
         let client = target::client(Some(&files.etc("admin.kubeconfig"))).await?;
@@ -200,8 +198,8 @@ impl Server {
         served
     }
 
-    /// Another policy adds a container after ours has been asked: the container has its files too.
-    pub(crate) async fn added_later(&self) -> Result<()> {
+    /// Another policy, of this API version, adds a container after ours has been asked: the container has its files too.
+    pub(crate) async fn added_later(&self, api: &str) -> Result<()> {
         let policy = json!({"metadata": {"name": "zz-sidecar"}, "spec": {
             "failurePolicy": "Fail", "reinvocationPolicy": "Never",
             "matchConstraints": {"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"],
@@ -209,9 +207,10 @@ impl Server {
             "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression":
                 "[JSONPatch{op: 'add', path: '/spec/containers/-', value: Object.spec.containers{name: 'late', image: 'a'}}]"}}]}});
         let binding = json!({"metadata": {"name": "zz-sidecar"}, "spec": {"policyName": "zz-sidecar"}});
+        let group = format!("/apis/admissionregistration.k8s.io/{api}");
         let (policies, bindings) = (
-            format!("{ADMISSION}/mutatingadmissionpolicies"),
-            format!("{ADMISSION}/mutatingadmissionpolicybindings"),
+            format!("{group}/mutatingadmissionpolicies"),
+            format!("{group}/mutatingadmissionpolicybindings"),
         );
         create(&self.client, &policies, &policy).await?.object()?;
         create(&self.client, &bindings, &binding).await?.object()?;

@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use countersign_cluster::layout::KUBELET_ELSEWHERE;
 use countersign_cluster::misplaced::absent;
 use countersign_cluster::node;
-use countersign_cluster::pods::{LIMIT, Space, inline, name, until};
+use countersign_cluster::pods::{LIMIT, Space, name, until};
+use countersign_cluster::version::Version;
 use countersign_cluster::world::{Case, Kind, World, case};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
@@ -139,11 +140,7 @@ async fn object_gone(world: Arc<World>) -> Result<()> {
     space.start_from(&space.manifest("runs", &ASKS)).await?;
     objects.delete("csi.countersign.dev", &DeleteParams::default()).await?;
     let told = async {
-        let mut manifest = space.manifest("waits", &[]);
-        manifest["spec"]["volumes"] = json!([inline(&json!({ASKS[1].0: ASKS[1].1}))]);
-        manifest["spec"]["containers"][0]["volumeMounts"] =
-            json!([{"name": "secrets", "mountPath": "/s", "readOnly": true}]);
-        space.create(&manifest).await?;
+        space.create(&space.by_hand("waits", &json!({ASKS[1].0: ASKS[1].1}))).await?;
         space.event("waits", &["FailedMount", "csi.countersign.dev", "no CSIDriver object"]).await?;
         ensure!(space.file("runs", "token").await?.split('.').count() == 3);
         Ok(())
@@ -195,7 +192,8 @@ async fn told_of_expiry(space: &Space, system: &Space) -> Result<String> {
     let patch = json!({"data": {"bundle.pem": old}});
     let maps = system.api::<ConfigMap>();
     maps.patch("countersign-bundle", &PatchParams::default(), &Patch::Merge(patch)).await?;
-    space.create(&space.manifest("waits", &ASKS)).await?;
+    // Without an issuer there is no webhook either, where it is that which injects.
+    space.create(&space.by_hand("waits", &json!({ASKS[1].0: ASKS[1].1}))).await?;
     let words = ["FailedMount", "countersign-bundle", "every certificate in it has expired"];
     space.event("waits", &words).await
 }
@@ -260,7 +258,7 @@ async fn valid(world: Arc<World>) -> Result<()> {
         values[key] = value;
     }
     let mut kinds = Vec::new();
-    for mode in ["policy", "webhook"] {
+    for &mode in Version::chosen()?.ways() {
         values["injection"] = json!({"mode": mode});
         let text = world.helm().render(&values).await?;
         kinds.extend(text.lines().filter_map(|line| line.strip_prefix("kind: ")).map(str::to_owned));

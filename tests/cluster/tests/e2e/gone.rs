@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case("deleted_pod_leaves_nothing", Kind::Node, deleted),
+        case("deleted_pod_leaves_nothing", Kind::Node, deleted).on_older(),
         case("deleted_pod_leaves_nothing_while_the_agent_hangs", Kind::Node, deleted_without_agent),
     ]
 }

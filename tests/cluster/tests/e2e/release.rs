@@ -14,7 +14,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("values_with_a_typo_are_refused", Kind::Harmless, typo),
         case("installed_twice_is_refused", Kind::Harmless, twice),
-        case("files_stay_through_upgrade_and_rollback", Kind::Alone, upgrade),
+        case("files_stay_through_upgrade_and_rollback", Kind::Alone, upgrade).on_older(),
         case("pod_starts_once_a_rule_allows_it", Kind::Alone, allowed),
     ]
 }

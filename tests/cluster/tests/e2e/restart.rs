@@ -17,7 +17,7 @@ use crate::change::restarts;
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case("driver_and_agent_deleted_under_a_running_pod", Kind::Alone, pod_deleted),
+        case("driver_and_agent_deleted_under_a_running_pod", Kind::Alone, pod_deleted).on_older(),
         case("agent_killed_under_a_running_pod", Kind::Node, agent_killed),
         case("driver_killed_under_a_running_pod", Kind::Node, driver_killed),
         case("driver_that_hangs_is_restarted_under_a_running_pod", Kind::Node, driver_hangs),

@@ -20,7 +20,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("issuer_roots_replaced_while_pods_run_and_start", Kind::Alone, roots),
         case("node_pods_rolled_while_pods_start", Kind::Alone, load),
-        case("agent_takes_the_startup_taint_from_its_node", Kind::Node, taint),
+        case("agent_takes_the_startup_taint_from_its_node", Kind::Node, taint).on_older(),
         case("webhook_injects_where_no_policy_does", Kind::Alone, webhook),
     ]
 }

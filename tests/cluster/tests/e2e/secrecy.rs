@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![case("canary_is_found_in_its_own_pod_only", Kind::Node, canary_case)]
+    vec![case("canary_is_found_in_its_own_pod_only", Kind::Node, canary_case).on_older()]
 }
 
 /// Name of the pod that has it: it is in all the places that are looked through, which shows that looking finds.

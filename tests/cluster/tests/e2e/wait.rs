@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case("another_namespace_s_secret_is_denied", Kind::Harmless, denied),
+        case("another_namespace_s_secret_is_denied", Kind::Harmless, denied).on_older(),
         case("pod_starts_once_its_secret_is_there", Kind::Harmless, later),
-        case("wrong_requests_are_refused_at_apply", Kind::Harmless, refused),
-        case("restricted_namespace_admits_our_pods", Kind::Harmless, restricted),
+        case("wrong_requests_are_refused_at_apply", Kind::Harmless, refused).on_older(),
+        case("restricted_namespace_admits_our_pods", Kind::Harmless, restricted).on_older(),
     ]
 }
 
