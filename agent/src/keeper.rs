@@ -10,6 +10,7 @@ mod slot;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use countersign_proto::signal::ON_CHANGE;
 use futures_util::StreamExt;
 pub use handle::Handle;
 use handle::{Command, Reply};
@@ -19,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::DelayQueue;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::Error;
 use crate::files::Directory;
@@ -144,10 +145,20 @@ impl<S: Sources> Keeper<S> {
                 reply.send(Err(Error::NoDirectory)).unwrap_or_default();
                 return;
             }
+            let unheard = publish.unheard;
             let (mut volume, news) = Volume::new(publish);
             if let Err(error) = volume.take(news, self.world.clock.now()) {
                 reply.send(Err(error)).unwrap_or_default();
                 return;
+            }
+            if let Some(why) = unheard {
+                if !volume.established {
+                    reply.send(Err(Error::request(ON_CHANGE, why))).unwrap_or_default();
+                    return;
+                }
+                // It was told once, and has its files: they go on being refreshed.
+                volume.request.on_change = None;
+                warn!(volume_id = %id, pod = %volume.workload, why, "the pod is not told any more of changes");
             }
             info!(volume_id = %id, pod = %volume.workload, files = volume.request.files.len(), "volume taken on");
             volume.subscription = self.world.sources.subscribe(&volume.workload);

@@ -1,34 +1,31 @@
-//! Tells a pod that its files have changed: an HTTP POST to a port of its own, which it asked for.
+//! Tells a pod that its files have changed, as it asked for: by an HTTP POST to a port of its own, or by a signal,
+//! which is the driver's to have sent.
 //!
-//! The body names the generation and the files, never what is in them. The pod's address comes from the API server, by
-//! the pod's uid; a pod on its node's network has none of its own and is not called. Changes that follow each other closely are one call,
-//! a call that fails is tried again, and one that never arrives is told by an event.
+//! Changes that follow each other closely are one call, a call that fails is tried again, and one that never arrives is
+//! told by an event.
 
 mod post;
+mod signals;
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use self::post::post;
+pub use self::post::Posts;
+pub use self::signals::Signals;
 use crate::identity::Workload;
 use crate::kubernetes::events::{Reason, Recorder};
-use crate::kubernetes::pods::{PodError, Pods};
 use crate::metrics::Metrics;
 use crate::request::OnChange;
 use crate::volume::VolumeId;
 
 /// Changes within this are one call.
 const DEBOUNCE: Duration = Duration::from_millis(500);
-/// How long one call may take, the answer's head included.
-const LIMIT: Duration = Duration::from_secs(5);
 /// Pauses before the tries after the first.
 const PAUSES: [Duration; 6] = [
     Duration::from_secs(1),
@@ -78,12 +75,6 @@ impl Notifier {
         Self(None)
     }
 
-    /// Whether anybody is called at all.
-    #[must_use]
-    pub fn is_on(&self) -> bool {
-        self.0.is_some()
-    }
-
     /// One whose notices a test reads.
     #[cfg(test)]
     pub(crate) fn pair() -> (Self, impl FnMut() -> Option<Notice>) {
@@ -122,11 +113,11 @@ pub struct Notices {
 
 #[derive(Debug)]
 struct Caller {
-    pods: Pods,
+    /// None: pods are not called.
+    posts: Option<Posts>,
+    signals: Signals,
     metrics: Arc<Metrics>,
     events: Recorder,
-    /// Whether an address may be a pod's own.
-    fit: fn(IpAddr) -> bool,
 }
 
 /// A call that is under way.
@@ -151,8 +142,13 @@ enum Failed {
 
 impl Notices {
     /// The caller, and what to tell it by.
-    pub(crate) fn new(pods: Pods, metrics: Arc<Metrics>, events: Recorder) -> (Self, Notifier) {
-        Self::calling(Caller { pods, metrics, events, fit: is_a_pods })
+    pub(crate) fn new(
+        posts: Option<Posts>,
+        signals: Signals,
+        metrics: Arc<Metrics>,
+        events: Recorder,
+    ) -> (Self, Notifier) {
+        Self::calling(Caller { posts, signals, metrics, events })
     }
 
     fn calling(caller: Caller) -> (Self, Notifier) {
@@ -195,71 +191,66 @@ impl Notices {
     }
 }
 
+/// What came of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Told {
+    /// It arrived: this was answered.
+    Answered(String),
+    /// There is nobody yet: a program that starts now reads what is new.
+    Nobody,
+}
+
 impl Caller {
     async fn tell(&self, notice: &Notice) {
-        let (pod, port) = (&notice.workload, notice.target.port);
+        let (pod, target) = (&notice.workload, &notice.target);
         tokio::time::sleep(DEBOUNCE).await;
         let mut pauses = PAUSES.iter();
         let failed = loop {
             match self.call(notice).await {
-                Ok(status) => {
-                    info!(%pod, port, status = status.as_u16(), "the pod was told that its files have changed");
+                Ok(Told::Answered(answer)) => {
+                    info!(%pod, %target, answer, "the pod was told that its files have changed");
                     self.metrics.notified("ok");
+                    return;
+                }
+                Ok(Told::Nobody) => {
+                    info!(%pod, %target, "nobody was told that files have changed: no container that mounts them runs");
+                    self.metrics.notified("nobody");
                     return;
                 }
                 Err(Failed::Gone) => return,
                 Err(failed @ Failed::Never(_)) => break failed,
                 Err(failed @ Failed::Again(_)) => {
-                    debug!(%pod, port, error = %failed, "the pod could not be told that its files have changed");
+                    debug!(%pod, %target, error = %failed, "the pod could not be told that its files have changed");
                     let Some(pause) = pauses.next() else { break failed };
                     tokio::time::sleep(*pause).await;
                 }
             }
         };
         self.metrics.notified("failed");
-        warn!(%pod, port, error = %failed, "the pod was not told that its files have changed");
-        let message =
-            format!("the files have changed, and port {port} could not be told (on-change): {failed}");
+        warn!(%pod, %target, error = %failed, "the pod was not told that its files have changed");
+        let what = match target {
+            OnChange::Post(post) => format!("port {} could not be told (on-change): {failed}", post.port),
+            OnChange::Signal(target) => format!("{} could not be sent (on-change): {failed}", target.signal),
+        };
+        let message = format!("the files have changed, and {what}");
         self.events.tell(pod, Reason::NotTold, &message);
     }
 
-    async fn call(&self, notice: &Notice) -> Result<StatusCode, Failed> {
-        let pod = self.pods.read(&notice.workload).await.map_err(|error| match error {
-            PodError::Gone { .. } | PodError::Another { .. } => Failed::Gone,
-            PodError::Elsewhere { .. } | PodError::Forbidden { .. } => Failed::Never(error.to_string()),
-            PodError::Api(_) => Failed::Again(error.to_string()),
-        })?;
-        if pod.metadata.deletion_timestamp.is_some() {
-            return Err(Failed::Gone);
-        }
-        if pod.spec.host_network {
-            let why = "the pod is on its node's network, where its address is not its own; watch the volume instead";
-            return Err(Failed::Never(why.to_owned()));
-        }
-        let ip = pod.status.pod_ip.ok_or_else(|| Failed::Again("the pod has no address yet".to_owned()))?;
-        if !(self.fit)(ip) {
-            return Err(Failed::Never(format!("{ip} can't be a pod's own address")));
-        }
-        let address = SocketAddr::new(ip, notice.target.port.get());
-        match tokio::time::timeout(LIMIT, post(address, notice)).await {
-            Ok(Ok(status)) if status.is_success() => Ok(status),
-            // A redirect is no success either: it would be followed to somebody else.
-            Ok(Ok(status)) => Err(Failed::Again(format!("{address} answers {status}"))),
-            Ok(Err(error)) => Err(Failed::Again(format!("{address}: {error}"))),
-            Err(_) => Err(Failed::Again(format!("{address}: no answer within {} s", LIMIT.as_secs()))),
+    async fn call(&self, notice: &Notice) -> Result<Told, Failed> {
+        match (&notice.target, &self.posts) {
+            (OnChange::Post(target), Some(posts)) => posts.call(notice, target).await,
+            (OnChange::Post(_), None) => Err(Failed::Never(POSTS_OFF.to_owned())),
+            (OnChange::Signal(_), _) => self.signals.ask(&notice.volume).await,
         }
     }
 }
 
-/// Whether an address may be a pod's own: not this machine's, nor one that reaches many or nobody.
-fn is_a_pods(ip: IpAddr) -> bool {
-    let ip = ip.to_canonical();
-    let linked = match ip {
-        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    !(linked || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
-}
+/// Why no pod is called here, and what to do about it.
+pub const POSTS_OFF: &str = "pods are not called in this cluster; watch the volume with inotify, or have \
+     onChange.enabled set in Countersign's values";
+/// Why no signal is sent here, and what to do about it.
+pub const SIGNALS_OFF: &str = "signals are not sent in this cluster; watch the volume with inotify, or have \
+     signals.enabled set in Countersign's values";
 
 #[cfg(test)]
 mod tests;

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use content::{Content, Template};
-pub use on_change::OnChange;
+pub use on_change::{OnChange, Post};
 pub(crate) use suggest::nearest;
 pub(crate) use template::syntax;
 pub(crate) use value::hint;

@@ -27,6 +27,7 @@ use crate::keeper::Keeper;
 use crate::kubernetes::duties::Duties;
 use crate::mailbox::Mailbox;
 use crate::metrics::{Measured, MeasuredMint, Metrics};
+use crate::notify::Signals;
 use crate::service::Service;
 use crate::sources::{Ask, Sources, Stale};
 use crate::store::{Answer, Held, Store};
@@ -139,10 +140,11 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let configured = Configured { identity, stores, hints, metrics: Arc::clone(&metrics), clock };
     let sources = Measured::new(Audited(configured), Arc::clone(&metrics), clock);
     let world = Arc::new(World { sources, cache: Cache::new(clock), clock });
-    let duties = Duties::new(&cluster, &api, &metrics, clock)?;
+    let signals = Signals::default();
+    let duties = Duties::new(&cluster, &api, &metrics, clock, signals.clone())?;
     let (keeper, handle) = Keeper::new(Arc::clone(&world), Arc::clone(&metrics));
     let keeper = keeper.telling(duties.recorder.clone()).notifying(duties.notifier.clone());
-    let on_change = duties.notifier.is_on();
+    let calls = duties.calls;
     let reaching = Arc::clone(&world);
 
     let listener =
@@ -160,7 +162,8 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         keeper: handle,
         mailbox: mailbox.clone(),
         stores: Arc::new(names),
-        on_change,
+        calls,
+        signals,
         metrics,
         clock,
     };

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use countersign_proto::agent as wire;
 use countersign_proto::agent::agent_server::{Agent, AgentServer};
+use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, listen, socket_with};
 use tokio::net::{UnixListener, UnixStream};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -22,7 +23,8 @@ use crate::identity::{Token, Workload};
 use crate::keeper::Handle;
 use crate::mailbox::{Mailbox, MailboxKey, private_bind};
 use crate::metrics::Metrics;
-use crate::request::{self, StoreNames};
+use crate::notify::{POSTS_OFF, SIGNALS_OFF, Signals};
+use crate::request::{self, OnChange, StoreNames};
 use crate::secret::Secret;
 use crate::volume::{Publish, VolumeId};
 
@@ -42,7 +44,9 @@ pub struct Service {
     /// The stores a request may name.
     pub stores: Arc<StoreNames>,
     /// Whether pods are called when their files have changed.
-    pub on_change: bool,
+    pub calls: bool,
+    /// The driver's orders for signals.
+    pub signals: Signals,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Time.
@@ -53,23 +57,28 @@ impl Service {
     /// Serves the socket at `path` until `shutdown`, to peers of `driver_uid` only.
     pub async fn serve(self, path: &Path, driver_uid: u32, shutdown: CancellationToken) -> io::Result<()> {
         let listener = bound_listener(path)?;
+        let signals = self.signals.clone();
+        let ending = async move {
+            shutdown.cancelled().await;
+            // The server waits for its last call, and the driver's for orders is one without an end of its own.
+            signals.end();
+        };
         info!(socket = %path.display(), "waiting for the driver");
         Server::builder()
             .add_service(AgentServer::new(self).max_decoding_message_size(MESSAGE_LIMIT))
-            .serve_with_incoming_shutdown(of_uid(listener, driver_uid), shutdown.cancelled_owned())
+            .serve_with_incoming_shutdown(of_uid(listener, driver_uid), ending)
             .await
             .map_err(io::Error::other)
     }
 
     async fn published(&self, request: wire::PublishRequest) -> Result<(), Error> {
-        let key = request.mailbox_key.clone();
+        let (key, sent) = (request.mailbox_key.clone(), request.signals);
         let mut publish = parse(request, &self.stores)?;
-        if publish.request.on_change.is_some() && !self.on_change {
-            return Err(Error::request(
-                "countersign.dev/on-change",
-                "pods are not called in this cluster; watch the volume with inotify, or have onChange.enabled set in Countersign's values",
-            ));
-        }
+        publish.unheard = match &publish.request.on_change {
+            Some(OnChange::Post(_)) if !self.calls => Some(POSTS_OFF),
+            Some(OnChange::Signal(_)) if !sent => Some(SIGNALS_OFF),
+            Some(_) | None => None,
+        };
         publish.directory = self.descriptor(&key).await?;
         self.keeper.publish(publish).await
     }
@@ -124,6 +133,24 @@ impl Agent for Service {
             held: held.iter().map(|id| id.as_str().to_owned()).collect(),
         }))
     }
+
+    type SignalsStream = BoxStream<'static, Result<wire::SignalOrder, Status>>;
+
+    async fn signals(
+        &self,
+        _: Request<wire::SignalsRequest>,
+    ) -> Result<Response<Self::SignalsStream>, Status> {
+        debug!("the driver has signals sent");
+        Ok(Response::new(ReceiverStream::new(self.signals.orders()).map(Ok).boxed()))
+    }
+
+    async fn signalled(
+        &self,
+        request: Request<wire::SignalledRequest>,
+    ) -> Result<Response<wire::SignalledResponse>, Status> {
+        self.signals.answered(request.into_inner());
+        Ok(Response::new(wire::SignalledResponse {}))
+    }
 }
 
 fn parse(request: wire::PublishRequest, stores: &StoreNames) -> Result<Publish, Error> {
@@ -136,6 +163,7 @@ fn parse(request: wire::PublishRequest, stores: &StoreNames) -> Result<Publish, 
         provisional,
         fs_group,
         capacity_bytes,
+        signals: _,
     } = request;
     // First of all, so that no way out of here leaves a token behind in memory.
     let tokens = tokens
@@ -167,6 +195,7 @@ fn parse(request: wire::PublishRequest, stores: &StoreNames) -> Result<Publish, 
         fs_group,
         directory: None,
         provisional,
+        unheard: None,
     })
 }
 

@@ -60,6 +60,8 @@ pub struct Publish {
     pub directory: Option<OwnedFd>,
     /// The directory must be closed before the call is answered.
     pub provisional: bool,
+    /// Why the pod will not be told of changes though it asks for that: a pod without files is refused for it.
+    pub unheard: Option<&'static str>,
 }
 
 /// A volume the keeper keeps.
@@ -185,7 +187,8 @@ pub struct News {
 impl Volume {
     /// A volume as its first Publish asks for it, and what came along.
     pub(crate) fn new(publish: Publish) -> (Self, News) {
-        let Publish { id, workload, request, tokens, capacity, fs_group, directory, provisional } = publish;
+        let Publish { id, workload, request, tokens, capacity, fs_group, directory, provisional, unheard: _ } =
+            publish;
         let volume = Self {
             id,
             workload,

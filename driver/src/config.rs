@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 
 use crate::log::{Format, Severity};
+use crate::signaller;
 
 /// The CSI node driver of Countersign.
 ///
@@ -15,7 +16,8 @@ use crate::log::{Format, Severity};
 #[command(
     name = "countersign-driver",
     version,
-    after_help = "`countersign-driver probe` says whether the one that runs answers."
+    after_help = "`countersign-driver probe` says whether the one that runs answers; `countersign-driver signaller` sends \
+                  the signals that pods asked for."
 )]
 pub struct CommandLine {
     /// Name of this node, as its Node object has it
@@ -49,6 +51,9 @@ pub struct CommandLine {
     /// Clone volumes once they are attached, as kernels before 6.15 need it [default: whatever this kernel can]
     #[arg(long, env = "COUNTERSIGN_CLONE_ATTACHED")]
     pub clone_attached: bool,
+    /// Directory of the signaller's socket [default: no signals are sent, and volumes that ask for one are refused]
+    #[arg(long, env = "COUNTERSIGN_SIGNALS")]
+    pub signals: Option<PathBuf>,
     /// Take service account tokens from the volume context, where kubelet 1.34 and older put them
     #[arg(long, env = "COUNTERSIGN_TOKENS_FROM_CONTEXT")]
     pub tokens_from_context: bool,
@@ -83,6 +88,8 @@ pub struct Config {
     pub volume_capacity: NonZeroU64,
     /// Clone attached mounts without trying the newer way.
     pub clone_attached: bool,
+    /// Directory of the signaller's socket; none: no signals are sent.
+    pub signals: Option<PathBuf>,
     /// Take tokens from the volume context.
     pub tokens_from_context: bool,
 }
@@ -151,6 +158,10 @@ impl TryFrom<CommandLine> for Config {
                 )
             });
         }
+        require(
+            line.signals.as_deref().is_none_or(|path| signaller::fits(path, LONGEST_SOCKET_PATH)),
+            &|| "--signals must be an absolute path, short enough for that of a socket in it".to_owned(),
+        );
         require(capacity.is_some(), &|| {
             format!(
                 "--volume-capacity {:?} must be a size from 4KiB to 1GiB, such as 4MiB",
@@ -169,6 +180,7 @@ impl TryFrom<CommandLine> for Config {
                 agent_uid: line.agent_uid,
                 volume_capacity,
                 clone_attached: line.clone_attached,
+                signals: line.signals,
                 tokens_from_context: line.tokens_from_context,
             }),
             _ => Err(mistakes),
@@ -250,6 +262,7 @@ mod tests {
             "--pod-uid=a/b",
             "--volume-capacity=3MB",
             "--csi-socket=csi.sock",
+            "--signals=signals",
         ];
         let told = linked(&long, &line).unwrap_err().join("\n");
         for option in [
@@ -259,6 +272,7 @@ mod tests {
             "--link-dir",
             "--volume-capacity",
             "--csi-socket",
+            "--signals",
         ] {
             assert!(told.contains(option), "{option} in {told}");
         }

@@ -23,6 +23,8 @@ pub mod registration;
 pub mod request;
 pub mod sandbox;
 mod serving;
+pub mod signaller;
+pub mod signals;
 pub mod sockets;
 pub mod sole;
 pub mod status;

@@ -24,14 +24,17 @@ use tonic::{Code, Request, Status};
 
 use crate::error::{Error, sentence};
 use crate::inflight::{Inflight, Work};
-use crate::link::channel::{Channel, Driving};
+use crate::link::channel::Driving;
 use crate::link::mailbox::Mailbox;
 use crate::log::Throttle;
+use crate::signals::Signals;
 use crate::volume::VolumeId;
 use crate::volumes::Volumes;
 
 mod channel;
 mod mailbox;
+
+pub(crate) use channel::Channel;
 
 /// What the agent is called in its requests; nobody looks it up.
 const AUTHORITY: &str = "http://countersign-agent";
@@ -183,13 +186,23 @@ impl Link {
     }
 }
 
+/// What the agent is told of over a new connection, and what it may order over it.
+#[derive(Debug)]
+pub struct Known {
+    /// What is mounted.
+    pub volumes: Arc<Volumes>,
+    /// What is being worked on.
+    pub inflight: Arc<Inflight>,
+    /// Who asked for which signal.
+    pub signals: Arc<Signals>,
+}
+
 /// The task that owns the connection.
 #[derive(Debug)]
 pub struct Dialer {
     directory: PathBuf,
     agent_uid: u32,
-    volumes: Arc<Volumes>,
-    inflight: Arc<Inflight>,
+    known: Known,
     link: Arc<Link>,
     lend: watch::Sender<Option<Arc<Connection>>>,
     complaints: Throttle,
@@ -197,17 +210,11 @@ pub struct Dialer {
 
 /// Makes the link to the agent whose sockets are in `directory`. The dialer has to be run.
 #[must_use]
-pub fn link(
-    directory: PathBuf,
-    agent_uid: u32,
-    volumes: Arc<Volumes>,
-    inflight: Arc<Inflight>,
-) -> (Arc<Link>, Dialer) {
+pub fn link(directory: PathBuf, agent_uid: u32, known: Known) -> (Arc<Link>, Dialer) {
     let (lend, borrowed) = watch::channel(None);
     let link = Arc::new(Link { lent: borrowed, owed: Mutex::default() });
     let complaints = Throttle::new(Duration::from_secs(30));
-    let dialer =
-        Dialer { directory, agent_uid, volumes, inflight, link: Arc::clone(&link), lend, complaints };
+    let dialer = Dialer { directory, agent_uid, known, link: Arc::clone(&link), lend, complaints };
     (link, dialer)
 }
 
@@ -226,7 +233,7 @@ impl Dialer {
             match timeout(GREETING, self.connect(epoch)).await {
                 Ok(Ok(connection)) => {
                     pause = REDIAL.0;
-                    tracing::info!(epoch, volumes = self.volumes.count(), "connected to the agent");
+                    tracing::info!(epoch, volumes = self.known.volumes.count(), "connected to the agent");
                     self.hold(&connection).await;
                     tracing::warn!(epoch, "the agent went away");
                 }
@@ -260,8 +267,8 @@ impl Dialer {
         let connection = Connection { epoch, agent, mailbox, closed, _driving: driving };
 
         // In flight first: a publish that ends between the two is in the table by then.
-        let mut ids = self.inflight.publishing();
-        ids.extend(self.volumes.ids());
+        let mut ids = self.known.inflight.publishing();
+        ids.extend(self.known.volumes.ids());
         ids.sort_unstable();
         ids.dedup();
         let message = ReconcileRequest { volume_ids: ids.iter().map(ToString::to_string).collect() };
@@ -275,9 +282,11 @@ impl Dialer {
             }
             Err(error) => return Err(error),
         };
-        self.volumes.held(epoch, held.iter().filter_map(|id| VolumeId::parse(id)));
+        self.known.volumes.held(epoch, held.iter().filter_map(|id| VolumeId::parse(id)));
         // What has gone since the list was made would stay with the agent for good.
-        let gone = |id: &VolumeId| self.volumes.known(*id).is_none() && !self.inflight.is_publishing(*id);
+        let gone = |id: &VolumeId| {
+            self.known.volumes.known(*id).is_none() && !self.known.inflight.is_publishing(*id)
+        };
         self.link.owed().retain(|id| !listed || ids.binary_search(id).is_ok());
         self.link.owed().extend(ids.iter().filter(|id| gone(id)));
         Ok(Arc::new(connection))
@@ -289,6 +298,7 @@ impl Dialer {
         tokio::select! {
             () = connection.mailbox.closed() => {}
             () = self.settle(connection) => {}
+            () = self.known.signals.serve(connection.agent.clone()) => {}
         }
         self.lend.send_replace(None);
         connection.closed.cancel();
@@ -300,11 +310,11 @@ impl Dialer {
             let owed: Vec<VolumeId> = self.link.owed().iter().copied().collect();
             for id in owed {
                 // Whoever works on the volume right now has the last word on it.
-                let Ok(_guard) = self.inflight.start(id, Work::Remove) else { continue };
+                let Ok(_guard) = self.known.inflight.start(id, Work::Remove) else { continue };
                 if !self.link.owed().contains(&id) {
                     continue;
                 }
-                if self.volumes.known(id).is_some() || connection.forget(id).await.is_ok() {
+                if self.known.volumes.known(id).is_some() || connection.forget(id).await.is_ok() {
                     self.link.wanted(id);
                 }
             }

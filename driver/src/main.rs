@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use countersign_driver::config::{CommandLine, Config};
-use countersign_driver::{log, probe, process};
+use countersign_driver::{log, probe, process, signaller};
 use zeroizing_alloc::ZeroAlloc;
 
 /// Overwrites what is freed: tokens also pass through gRPC's own buffers.
@@ -18,8 +18,12 @@ static MEMORY: ZeroAlloc<System> = ZeroAlloc(System);
 const USAGE: u8 = 64;
 
 fn main() -> anyhow::Result<ExitCode> {
-    if std::env::args_os().nth(1).is_some_and(|word| word == probe::WORD) {
+    let word = std::env::args_os().nth(1).unwrap_or_default();
+    if word == probe::WORD {
         return probed();
+    }
+    if word == signaller::WORD {
+        return signalling();
     }
     let line = match CommandLine::try_parse() {
         Ok(line) => line,
@@ -37,10 +41,23 @@ fn main() -> anyhow::Result<ExitCode> {
         }
     };
     log::start(format, severity)?;
-    // One thread is enough for a node's volumes, and the leanest there is.
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(process::run(config)).context("countersign-driver")?;
+    runtime()?.block_on(process::run(config)).context("countersign-driver")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One thread is enough for a node's volumes, and the leanest there is.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")
+}
+
+/// Sends signals for the driver of this node.
+fn signalling() -> anyhow::Result<ExitCode> {
+    let line = match signaller::CommandLine::try_parse_from(std::env::args_os().skip(1)) {
+        Ok(line) => line,
+        Err(error) => return unread(&error),
+    };
+    log::start(line.log_format, line.log_level)?;
+    runtime()?.block_on(signaller::run(line)).context("countersign-driver signaller")?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -21,7 +21,8 @@ use crate::inflight::Inflight;
 use crate::link::Link;
 use crate::log::Throttle;
 use crate::mount::Kernel;
-use crate::request::{Publish, Rules, Unpublish};
+use crate::request::{Offer, Publish, Rules, Unpublish};
+use crate::signals::Signals;
 use crate::target::KubeletRoot;
 use crate::{publish, unpublish, volumes};
 
@@ -42,10 +43,19 @@ pub struct Volumes {
     pub inflight: Arc<Inflight>,
     /// The agent.
     pub link: Arc<Link>,
+    /// Who asked for which signal.
+    pub signals: Arc<Signals>,
     /// Makes fingerprints of requests.
     pub hasher: RandomState,
     /// Holds back complaints about an agent that is away.
     pub complaints: Throttle,
+}
+
+impl Volumes {
+    /// What a volume gets from this driver.
+    pub(crate) fn offer(&self) -> Offer {
+        Offer { capacity: self.capacity, signals: self.signals.are_sent() }
+    }
 }
 
 /// The Node service. Clones are the same service.

@@ -21,13 +21,14 @@ use crate::config::Config;
 use crate::error::{Error, sentence};
 use crate::identity::IdentityService;
 use crate::inflight::Inflight;
-use crate::link::{Dialer, link};
+use crate::link::{Dialer, Known, link};
 use crate::log::Throttle;
 use crate::mount::Kernel;
 use crate::node::{self, NodeService};
 use crate::registration::{self, Plugin, Standing};
 use crate::request::Rules;
 use crate::serving::{self, Answer, not_offered, service_of};
+use crate::signals::Signals;
 use crate::sockets::{self, Audience};
 use crate::status::{self, Report};
 use crate::target::KubeletRoot;
@@ -65,8 +66,13 @@ impl Driver {
         sockets::private_directory_of(&config.csi_socket)?;
         let listener = sockets::listen(&config.csi_socket, Audience::Owner)?;
         let inflight = Arc::new(Inflight::default());
-        let (link, dialer) =
-            link(config.link_dir.clone(), config.agent_uid, Arc::clone(&mounted), Arc::clone(&inflight));
+        let signals = Arc::new(Signals::new(config.signals.clone()));
+        let known = Known {
+            volumes: Arc::clone(&mounted),
+            inflight: Arc::clone(&inflight),
+            signals: Arc::clone(&signals),
+        };
+        let (link, dialer) = link(config.link_dir.clone(), config.agent_uid, known);
         let volumes = Arc::new(node::Volumes {
             root,
             kernel,
@@ -75,6 +81,7 @@ impl Driver {
             volumes: mounted,
             inflight,
             link,
+            signals,
             hasher: RandomState::new(),
             complaints: Throttle::new(Duration::from_secs(30)),
         });
@@ -168,33 +175,24 @@ async fn overtime(stop: &CancellationToken) {
 /// # Errors
 /// What kept it from starting or serving.
 pub async fn run(config: Config) -> Result<(), Error> {
-    let signals = |kind: SignalKind| {
-        signal(kind).map_err(|source| Error::Path { step: "listen for signals at", path: "/".into(), source })
-    };
-    let mut terminate = signals(SignalKind::terminate())?;
-    let mut interrupt = signals(SignalKind::interrupt())?;
+    let mut ending = Ending::new()?;
     if let Err(reason) = whereabouts::check(&config) {
         // Only another pod brings another root.
-        return status::stand_by(
-            &config.link_dir,
-            &sentence(&reason),
-            either(&mut terminate, &mut interrupt),
-        )
-        .await;
+        return status::stand_by(&config.link_dir, &sentence(&reason), ending.asked()).await;
     }
     let sole = tokio::select! {
         sole = sole::wait(&config) => sole?,
-        () = either(&mut terminate, &mut interrupt) => return Ok(()),
+        () = ending.asked() => return Ok(()),
     };
     let driver = Driver::prepare(config)?;
     // Before anybody is answered.
     sandbox::install()?;
     let stop = CancellationToken::new();
     let told = async {
-        either(&mut terminate, &mut interrupt).await;
+        ending.asked().await;
         tracing::info!("stopping: running calls end first");
         stop.cancel();
-        either(&mut terminate, &mut interrupt).await;
+        ending.asked().await;
         tracing::warn!("stopping at once");
     };
     let served = tokio::select! {
@@ -206,9 +204,34 @@ pub async fn run(config: Config) -> Result<(), Error> {
     served
 }
 
-async fn either(one: &mut Signal, other: &mut Signal) {
-    tokio::select! {
-        _ = one.recv() => {}
-        _ = other.recv() => {}
+/// How a process is asked to end: SIGTERM or SIGINT.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ending {
+    /// Listens for both from now on.
+    ///
+    /// # Errors
+    /// [`Error::Path`].
+    pub(crate) fn new() -> Result<Self, Error> {
+        let listen = |kind: SignalKind| {
+            signal(kind).map_err(|source| Error::Path {
+                step: "listen for signals at",
+                path: "/".into(),
+                source,
+            })
+        };
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// Returns when it is asked to.
+    pub(crate) async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }

@@ -33,7 +33,9 @@ pub(crate) async fn publish(node: &Volumes, want: Publish) -> Result<(), Error> 
     match parent.look()? {
         Found::Mount(mounted) => republish(node, &want, mounted).await,
         Found::Nothing | Found::Directory(_) => first(node, &want, &parent).await,
-    }
+    }?;
+    node.signals.learn(&want);
+    Ok(())
 }
 
 async fn first(node: &Volumes, want: &Publish, parent: &Parent) -> Result<(), Error> {
@@ -63,7 +65,7 @@ async fn fill(node: &Volumes, want: &Publish, parent: &Parent, connection: &Conn
     let send = async |descriptor: OwnedFd, provisional: bool| {
         let key = connection.hand_over(descriptor).await?;
         fault::point("publish.handed");
-        connection.publish(want.for_agent(&key, provisional, capacity), FILL).await
+        connection.publish(want.for_agent(&key, provisional, &node.offer()), FILL).await
     };
     match node.kernel.cloning {
         Cloning::Detached => {
@@ -171,7 +173,7 @@ async fn tell(
         fault::point("republish.cloned");
         connection.hand_over(clone).await?.to_vec()
     };
-    connection.publish(want.for_agent(&key, false, node.capacity), REFRESH).await
+    connection.publish(want.for_agent(&key, false, &node.offer()), REFRESH).await
 }
 
 fn complain(node: &Volumes, want: &Publish, error: &Error) {

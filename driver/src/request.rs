@@ -66,6 +66,15 @@ impl std::fmt::Debug for Token {
     }
 }
 
+/// What a volume gets from this driver, whatever it asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Most bytes of one generation of its files.
+    pub capacity: u64,
+    /// Whether signals are sent to its pod.
+    pub signals: bool,
+}
+
 /// A publish that has passed the guard.
 #[derive(Debug)]
 pub struct Publish {
@@ -158,7 +167,7 @@ impl Publish {
 
     /// The request to the agent. `key` names the descriptor sent through the mailbox; empty when none was sent.
     #[must_use]
-    pub fn for_agent(&self, key: &[u8], provisional: bool, capacity: u64) -> agent::PublishRequest {
+    pub fn for_agent(&self, key: &[u8], provisional: bool, offer: &Offer) -> agent::PublishRequest {
         agent::PublishRequest {
             volume_id: self.id.to_string(),
             pod: Some(agent::Pod {
@@ -179,7 +188,8 @@ impl Publish {
             mailbox_key: key.to_vec(),
             provisional,
             fs_group: self.fs_group,
-            capacity_bytes: capacity,
+            capacity_bytes: offer.capacity,
+            signals: offer.signals,
         }
     }
 }

@@ -56,6 +56,10 @@ const X32: libc::c_long = 0x4000_0000;
 #[cfg(target_arch = "x86_64")]
 const X32_ONLY: &[libc::c_long] = &[520, 521, 519, 537, 528, 539, 540, 545];
 
+/// Calls that send signals and have a number of their own there: `rt_sigqueueinfo`, `rt_tgsigqueueinfo`; and ioctl.
+#[cfg(target_arch = "x86_64")]
+const X32_SIGNALS: &[libc::c_long] = &[524, 536, 514];
+
 /// Installs the filter in every thread of this process. It cannot be taken back.
 ///
 /// # Errors
@@ -75,6 +79,57 @@ pub fn install() -> Result<(), Error> {
         apply_filter_all_threads(&filter?).map_err(Error::Sandbox)?;
     }
     Ok(())
+}
+
+/// Calls that send a signal to who is named by a number.
+const SIGNALS: &[libc::c_long] = &[
+    libc::SYS_kill,
+    libc::SYS_tkill,
+    libc::SYS_tgkill,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+];
+/// fcntl(2): who gets the signal of a descriptor that is ready, and which one (`F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX`).
+const OWNERS: [u64; 3] = [8, 10, 15];
+/// ioctl(2): the same (`FIOSETOWN`, `SIOCSPGRP`).
+const SOCKET_OWNERS: [u64; 2] = [0x8901, 0x8902];
+
+/// Leaves of all signals these, and of all ways to send them `pidfd_send_signal`. It cannot be taken back; beside
+/// [`install`], for a process that may signal others.
+///
+/// # Errors
+/// [`Error::Sandbox`]; the process must not go on then.
+pub fn leave_only(signals: &[i32]) -> Result<(), Error> {
+    let argument = |number: u8, operator: SeccompCmpOp, value: u64| {
+        SeccompCondition::new(number, SeccompCmpArgLen::Dword, operator, value).map_err(backend)
+    };
+    let rule = |conditions: Vec<SeccompCondition>| SeccompRule::new(conditions).map_err(backend);
+    let others = signals
+        .iter()
+        .map(|signal| argument(1, SeccompCmpOp::Ne, u64::from(signal.unsigned_abs())))
+        .collect::<Result<Vec<_>, Error>>()?;
+    let others = vec![rule(others)?];
+    let commands = |values: &[u64]| {
+        values
+            .iter()
+            .map(|value| rule(vec![argument(1, SeccompCmpOp::Eq, *value)?]))
+            .collect::<Result<Vec<_>, Error>>()
+    };
+    // A limit that is passed is a signal, too: prlimit64 for another process than this one.
+    let limits = vec![rule(vec![argument(0, SeccompCmpOp::Ne, 0)?])?];
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        numbers(SIGNALS).map(|number| (number, Vec::new())).collect();
+    for (call, refused) in [
+        (libc::SYS_pidfd_send_signal, others),
+        (libc::SYS_fcntl, commands(&OWNERS)?),
+        (libc::SYS_ioctl, commands(&SOCKET_OWNERS)?),
+        (libc::SYS_prlimit64, limits),
+    ] {
+        rules.extend(numbers(&[call]).map(|number| (number, refused.clone())));
+    }
+    #[cfg(target_arch = "x86_64")]
+    rules.extend(X32_SIGNALS.iter().map(|number| (number | X32, Vec::new())));
+    apply_filter_all_threads(&program(rules, libc::EPERM)?).map_err(Error::Sandbox)
 }
 
 fn numbers(calls: &[libc::c_long]) -> impl Iterator<Item = i64> {

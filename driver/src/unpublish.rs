@@ -22,6 +22,7 @@ pub(crate) async fn unpublish(node: &Volumes, gone: Unpublish) -> Result<(), Err
         }
     };
     node.volumes.forget(gone.id);
+    node.signals.forget(gone.id);
     fault::point("unpublish.removed");
     // Not awaited for its outcome: the agent may be down, and hears of it when it is back.
     node.link.forget(gone.id).await;

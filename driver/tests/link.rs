@@ -18,7 +18,8 @@ use std::time::Duration;
 
 use agent::{Call, FakeAgent, Manner};
 use countersign_driver::inflight::{Inflight, Work};
-use countersign_driver::link::{Dialer, Link, link};
+use countersign_driver::link::{self, Dialer, Link, link};
+use countersign_driver::signals::Signals;
 use countersign_driver::target::MountId;
 use countersign_driver::volume::{Place, VolumeId};
 use countersign_driver::volumes::{Known, Volumes};
@@ -52,8 +53,12 @@ impl Rig {
     fn within(directory: tempfile::TempDir) -> Self {
         let (volumes, inflight) = (Arc::new(Volumes::default()), Arc::new(Inflight::default()));
         let uid = rustix::process::geteuid().as_raw();
-        let (link, dialer) =
-            link(directory.path().to_owned(), uid, Arc::clone(&volumes), Arc::clone(&inflight));
+        let known = link::Known {
+            volumes: Arc::clone(&volumes),
+            inflight: Arc::clone(&inflight),
+            signals: Arc::<Signals>::default(),
+        };
+        let (link, dialer) = link(directory.path().to_owned(), uid, known);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         Self { directory, volumes, inflight, link, dialer: Some(dialer), stop, tasks }
     }

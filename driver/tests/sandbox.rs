@@ -19,6 +19,9 @@ use std::process::Command;
 use countersign_driver::sandbox;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket, socketpair};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Signal, getrlimit, kill_process, pidfd_open, pidfd_send_signal, prlimit,
+};
 
 /// Tells a child what it is.
 const CHILD: &str = "COUNTERSIGN_TEST_SANDBOXED";
@@ -36,6 +39,46 @@ fn only_unix_sockets_and_no_way_around() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     assert!(said.contains("every attempt was refused"), "{said}");
+}
+
+#[test]
+fn of_all_signals_three_are_left() {
+    if let Some(target) = std::env::var_os(CHILD) {
+        return signalling(target.to_str().and_then(|pid| Pid::from_raw(pid.parse().ok()?)).unwrap());
+    }
+    let mut target = Command::new("sleep").arg("600").spawn().unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "of_all_signals_three_are_left", "--nocapture"])
+        .env(CHILD, target.id().to_string())
+        .output()
+        .unwrap();
+    let ended = target.try_wait().unwrap();
+    target.kill().unwrap();
+    target.wait().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("every other was refused"), "{said}");
+    assert_eq!(ended, None, "the other process was ended");
+}
+
+fn signalling(target: Pid) {
+    let pidfd = pidfd_open(target, PidfdFlags::empty()).unwrap();
+    let limit = getrlimit(Resource::Core);
+    // Window changes are passed over by who knows nothing of them.
+    sandbox::leave_only(&[Signal::WINCH.as_raw(), Signal::URG.as_raw()]).unwrap();
+    for left in [Signal::WINCH, Signal::URG] {
+        pidfd_send_signal(&pidfd, left).unwrap();
+        assert_eq!(kill_process(target, left), Err(Errno::PERM), "by a number that another may have by now");
+    }
+    for refused in
+        [Signal::HUP, Signal::KILL, Signal::TERM, Signal::STOP, Signal::INT, Signal::ABORT, Signal::CONT]
+    {
+        assert_eq!(pidfd_send_signal(&pidfd, refused), Err(Errno::PERM), "{refused:?}");
+        assert_eq!(kill_process(target, refused), Err(Errno::PERM), "{refused:?}");
+    }
+    assert_eq!(prlimit(Some(target), Resource::Core, limit), Err(Errno::PERM), "a limit ends processes, too");
+    assert_eq!(prlimit(None, Resource::Core, limit), Ok(limit), "one's own is one's own");
+    println!("every other was refused");
 }
 
 fn in_the_sandbox() {

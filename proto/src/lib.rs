@@ -6,6 +6,7 @@
 #![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
 
 mod redacted;
+pub mod signal;
 
 /// Container Storage Interface: Identity and Node.
 pub mod csi {

@@ -75,6 +75,7 @@ impl Link {
             provisional: false,
             fs_group: pod.fs_group,
             capacity_bytes: 4 << 20,
+            signals: false,
         };
         self.client.publish(request).await.map(drop)
     }

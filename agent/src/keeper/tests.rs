@@ -92,6 +92,7 @@ fn publish(id: &str, sa: &str, keys: &[(&str, &str)], dir: Option<&Path>) -> Pub
         fs_group: None,
         directory: dir.map(open),
         provisional: false,
+        unheard: None,
     }
 }
 

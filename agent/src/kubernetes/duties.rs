@@ -12,7 +12,7 @@ use crate::kubernetes::pods::Pods;
 use crate::kubernetes::taint::StartupTaint;
 use crate::kubernetes::{Api, ApiArgs, Caller};
 use crate::metrics::Metrics;
-use crate::notify::{Notices, Notifier};
+use crate::notify::{Notices, Notifier, Posts, Signals};
 
 /// Flags for what needs the API server and is not needed for filling volumes.
 #[derive(Debug, Clone, Args)]
@@ -41,8 +41,10 @@ pub struct Duties {
     pub recorder: Recorder,
     /// Where to tell pods themselves.
     pub notifier: Notifier,
+    /// Whether pods are called when their files have changed.
+    pub calls: bool,
     events: Option<Events>,
-    notices: Option<Notices>,
+    notices: Notices,
     taint: Option<StartupTaint>,
 }
 
@@ -53,6 +55,7 @@ impl Duties {
         api: &ApiArgs,
         metrics: &Arc<Metrics>,
         clock: Clock,
+        signals: Signals,
     ) -> anyhow::Result<Self> {
         let taint = args.startup_taint.as_deref().filter(|taint| !taint.is_empty());
         let needed_by = match (args.events, args.on_change, taint) {
@@ -60,13 +63,9 @@ impl Duties {
             (false, true, _) => "--on-change",
             (false, false, Some(_)) => "--startup-taint",
             (false, false, None) => {
-                return Ok(Self {
-                    recorder: Recorder::off(),
-                    notifier: Notifier::off(),
-                    events: None,
-                    notices: None,
-                    taint: None,
-                });
+                let recorder = Recorder::off();
+                let (notices, notifier) = Notices::new(None, signals, Arc::clone(metrics), recorder.clone());
+                return Ok(Self { recorder, notifier, calls: false, events: None, notices, taint: None });
             }
         };
         let server =
@@ -85,30 +84,21 @@ impl Duties {
         } else {
             (None, Recorder::off())
         };
-        let (notices, notifier) = if args.on_change {
-            let pods = Pods::new(api, args.node_name.clone());
-            let (notices, notifier) = Notices::new(pods, Arc::clone(metrics), recorder.clone());
-            (Some(notices), notifier)
-        } else {
-            (None, Notifier::off())
-        };
-        Ok(Self { recorder, notifier, events, notices, taint })
+        let posts = args.on_change.then(|| Posts::new(Pods::new(api, args.node_name.clone())));
+        let (notices, notifier) = Notices::new(posts, signals, Arc::clone(metrics), recorder.clone());
+        Ok(Self { recorder, notifier, calls: args.on_change, events, notices, taint })
     }
 
     /// Does them until `shutdown`.
     pub async fn run(self, shutdown: &CancellationToken) {
-        let Self { recorder: _, notifier: _, events, notices, taint } = self;
+        let Self { recorder: _, notifier: _, calls: _, events, notices, taint } = self;
         tokio::join!(
             async {
                 if let Some(events) = events {
                     events.run(shutdown).await;
                 }
             },
-            async {
-                if let Some(notices) = notices {
-                    notices.run(shutdown).await;
-                }
-            },
+            notices.run(shutdown),
             async {
                 if let Some(taint) = taint {
                     taint.run(shutdown).await;
@@ -134,7 +124,8 @@ mod tests {
 
     fn duties(flags: &[&str]) -> Result<(bool, bool), String> {
         let line = Line::try_parse_from(["agent"].iter().chain(flags)).map_err(|error| error.to_string())?;
-        let duties = Duties::new(&line.cluster, &line.api, &Arc::default(), Clock::system());
+        let duties =
+            Duties::new(&line.cluster, &line.api, &Arc::default(), Clock::system(), Signals::default());
         duties
             .map(|duties| (duties.events.is_some(), duties.taint.is_some()))
             .map_err(|error| error.to_string())

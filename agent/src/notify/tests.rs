@@ -1,3 +1,6 @@
+use std::net::IpAddr;
+
+use countersign_proto::agent::SignalledRequest;
 use http::Request;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Response;
@@ -8,10 +11,13 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::post::is_a_pods;
 use super::*;
 use crate::issuer::tests::cluster::{Cluster, clock, workload};
 use crate::kubernetes::events::Note;
+use crate::kubernetes::pods::Pods;
 use crate::kubernetes::testing::ApiServer;
+use crate::request::Post;
 
 const POD: &str = "/api/v1/namespaces/pay/pods/api-0";
 
@@ -21,6 +27,7 @@ struct Scene {
     heard: UnboundedReceiver<(String, Value)>,
     server: ApiServer,
     notifier: Notifier,
+    signals: Signals,
     metrics: Arc<Metrics>,
     told: mpsc::Receiver<Note>,
     shutdown: CancellationToken,
@@ -59,19 +66,25 @@ impl Scene {
         server.put(POD, object());
         let pods = Pods::new(server.api(cluster.dir.path(), clock()), "node-1".to_owned());
         let ((events, told), metrics) = (Recorder::pair(), Arc::<Metrics>::default());
-        let (notices, notifier) =
-            Notices::calling(Caller { pods, metrics: Arc::clone(&metrics), events, fit });
+        let (posts, signals) = (Some(Posts { pods, fit }), Signals::default());
+        let caller = Caller { posts, signals: signals.clone(), metrics: Arc::clone(&metrics), events };
+        let (notices, notifier) = Notices::calling(caller);
         let shutdown = CancellationToken::new();
         let ends = shutdown.clone();
         tasks.spawn(async move { notices.run(&ends).await });
-        Self { port, heard, server, notifier, metrics, told, shutdown, tasks, cluster }
+        Self { port, heard, server, notifier, signals, metrics, told, shutdown, tasks, cluster }
     }
 
     fn change(&self, generation: &str, files: &[&str]) {
+        let target = Post { port: self.port.try_into().unwrap(), path: "/-/reload".to_owned() };
+        self.change_for(OnChange::Post(target), generation, files);
+    }
+
+    fn change_for(&self, target: OnChange, generation: &str, files: &[&str]) {
         self.notifier.tell(Notice {
             volume: VolumeId::from("csi-1"),
             workload: workload("api"),
-            target: OnChange { port: self.port.try_into().unwrap(), path: "/-/reload".to_owned() },
+            target,
             generation: generation.to_owned(),
             files: files.iter().map(|&name| name.to_owned()).collect(),
         });
@@ -156,16 +169,17 @@ async fn what_can_never_arrive_is_told_at_once() {
 #[tokio::test]
 async fn a_redirect_is_not_followed_and_a_refusal_says_what_was_answered() {
     let scene = Scene::new(&[302], anybody).await;
+    let pods = Pods::new(scene.server.api(scene.cluster.dir.path(), clock()), "node-1".to_owned());
     let caller = Caller {
-        pods: Pods::new(scene.server.api(scene.cluster.dir.path(), clock()), "node-1".to_owned()),
+        posts: Some(Posts { pods, fit: anybody }),
+        signals: Signals::default(),
         metrics: Arc::default(),
         events: Recorder::off(),
-        fit: anybody,
     };
     let notice = Notice {
         volume: VolumeId::from("csi-1"),
         workload: workload("api"),
-        target: OnChange { port: scene.port.try_into().unwrap(), path: "/".to_owned() },
+        target: OnChange::Post(Post { port: scene.port.try_into().unwrap(), path: "/".to_owned() }),
         generation: "..1".to_owned(),
         files: BTreeSet::new(),
     };
@@ -210,4 +224,101 @@ fn addresses_that_are_no_pods() {
     ] {
         assert!(!fit(text), "{text}");
     }
+}
+
+/// Answers the agent's orders one after another as a driver would, and says what they were for.
+async fn obey(signals: &Signals, answers: &[(u32, &str)]) -> Vec<String> {
+    let mut orders = signals.orders();
+    let mut volumes = Vec::new();
+    for (processes, problem) in answers {
+        let order = orders.recv().await.unwrap();
+        volumes.push(order.volume_id);
+        let (processes, problem) = (*processes, (*problem).to_owned());
+        signals.answered(SignalledRequest { order: order.order, processes, problem });
+    }
+    volumes
+}
+
+fn hup() -> OnChange {
+    OnChange::Signal("signal:HUP@nginx".parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_signal_is_ordered_of_the_driver_and_tried_again_when_nobody_got_it() {
+    let mut scene = Scene::new(&[204], anybody).await;
+    scene.change_for(hup(), "..1", &["a"]);
+    scene.change_for(hup(), "..2", &["b"]);
+    let volumes = obey(&scene.signals, &[(0, "nginx does not handle SIGHUP"), (1, "")]).await;
+    assert_eq!(volumes, ["csi-1", "csi-1"], "changes close together are one order, and that is made again");
+    while !scene.counted(r#"countersign_notifications_total{result="ok"} 1"#) {
+        tokio::task::yield_now().await;
+    }
+    assert!(scene.told.try_recv().is_err() && scene.heard.try_recv().is_err());
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn before_a_container_runs_there_is_nobody_to_signal_and_no_trouble() {
+    let mut scene = Scene::new(&[204], anybody).await;
+    scene.change_for(hup(), "..1", &["a"]);
+    obey(&scene.signals, &[(0, "")]).await;
+    while !scene.counted(r#"countersign_notifications_total{result="nobody"} 1"#) {
+        tokio::task::yield_now().await;
+    }
+    assert!(scene.told.try_recv().is_err());
+    scene.end().await;
+}
+
+/// Without an API server, for its answers take time of their own.
+fn signalling(signals: &Signals) -> (Caller, mpsc::Receiver<Note>) {
+    let (events, told) = Recorder::pair();
+    (Caller { posts: None, signals: signals.clone(), metrics: Arc::default(), events }, told)
+}
+
+fn signal_notice() -> Notice {
+    Notice {
+        volume: VolumeId::from("csi-1"),
+        workload: workload("api"),
+        target: hup(),
+        generation: "..1".to_owned(),
+        files: BTreeSet::new(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_signal_that_never_arrives_is_told_by_an_event() {
+    let signals = Signals::default();
+    let (caller, mut told) = signalling(&signals);
+    let problem = "no process nginx runs in the containers that mount the volume, but sh";
+    let answers = [(0, problem); PAUSES.len() + 1];
+    let notice = signal_notice();
+    tokio::join!(caller.tell(&notice), obey(&signals, &answers));
+    let note = told.try_recv().unwrap();
+    assert_eq!(
+        note.message,
+        format!("the files have changed, and SIGHUP could not be sent (on-change): {problem}")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_driver_that_is_not_there_goes_away_or_keeps_silent_is_tried_again() {
+    let signals = Signals::default();
+    let (caller, _told) = signalling(&signals);
+    let notice = signal_notice();
+    let failed = async || caller.call(&notice).await.unwrap_err().to_string();
+    assert_eq!(failed().await, "no driver that has signals sent is connected");
+    let silent = signals.orders();
+    assert_eq!(failed().await, "the driver did not answer within 30 s");
+    drop(silent);
+    assert_eq!(failed().await, "the driver has gone away");
+    let mut before = signals.orders();
+    let (failed, ()) = tokio::join!(failed(), async {
+        let order = before.recv().await.unwrap();
+        drop(signals.orders());
+        // It comes too late: another driver is asked now.
+        signals.answered(SignalledRequest { order: order.order, processes: 1, problem: String::new() });
+    });
+    assert_eq!(failed, "the driver has gone away");
+    signals.end();
+    assert!(signals.orders().recv().await.is_none(), "the agent's end waits for no driver");
 }

@@ -1,15 +1,27 @@
 //! Whom to tell when files have changed.
 
+use std::fmt;
 use std::num::NonZeroU16;
+
+use countersign_proto::signal::{PREFIX, SignalTarget};
 
 use super::Problem;
 
 /// The longest path, in bytes.
 const MAX_PATH: usize = 256;
 
-/// An HTTP POST to a port of the pod itself, after its files have changed.
+/// How the pod is told after its files have changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OnChange {
+pub enum OnChange {
+    /// By an HTTP request of the agent's.
+    Post(Post),
+    /// By a signal, which the driver has sent: it reads the request itself, and the agent says only that it is time.
+    Signal(SignalTarget),
+}
+
+/// An HTTP POST to a port of the pod itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Post {
     /// The port, at the pod's own address.
     pub port: NonZeroU16,
     /// The path, and a query if any; it begins with a slash.
@@ -17,14 +29,16 @@ pub struct OnChange {
 }
 
 impl OnChange {
-    /// Reads `post:<port>/<path>`.
+    /// Reads `post:<port>/<path>` or `signal:<signal>[@<process>]`.
     pub(super) fn parse(text: &str) -> Result<Self, Problem> {
+        if text.starts_with(PREFIX) {
+            return text.parse().map(Self::Signal).map_err(|problem| Problem::new(problem.to_string()));
+        }
         let Some(target) = text.strip_prefix("post:") else {
-            return Err(Problem::new(if text.starts_with("signal") {
-                "signals are not sent, for that would cost the agent the power to end any process of its node; write post:<port>/<path>, or watch the volume with inotify"
-            } else {
-                "write post:<port>/<path>, such as post:8080/-/reload"
-            }));
+            return Err(Problem::new(
+                "write post:<port>/<path>, such as post:8080/-/reload, or signal:<signal>@<process>, such as \
+                 signal:HUP@nginx",
+            ));
         };
         let (port, path) = target.find('/').map_or((target, "/"), |slash| target.split_at(slash));
         let digits = port.bytes().all(|b| b.is_ascii_digit());
@@ -42,7 +56,17 @@ impl OnChange {
                 "the path must have at most {MAX_PATH} printable ASCII characters that a URL may have, and no #"
             )));
         }
-        Ok(Self { port, path: path.to_owned() })
+        Ok(Self::Post(Post { port, path: path.to_owned() }))
+    }
+}
+
+/// As it is written.
+impl fmt::Display for OnChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Post(Post { port, path }) => write!(f, "post:{port}{path}"),
+            Self::Signal(target) => target.fmt(f),
+        }
     }
 }
 
@@ -59,7 +83,16 @@ mod tests {
             ("post:80//evil.example/x", 80, "//evil.example/x"),
         ] {
             let read = OnChange::parse(text).unwrap();
-            assert_eq!((read.port.get(), read.path.as_str()), (port, path), "{text}");
+            let expected = Post { port: NonZeroU16::new(port).unwrap(), path: path.to_owned() };
+            assert_eq!(read, OnChange::Post(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_signal() {
+        for text in ["signal:HUP", "signal:USR1@nginx"] {
+            let read = OnChange::parse(text).unwrap();
+            assert!(matches!(read, OnChange::Signal(_)) && read.to_string() == text, "{read}");
         }
     }
 
@@ -68,7 +101,10 @@ mod tests {
         for (text, part) in [
             ("", "write post:<port>/<path>"),
             ("http://10.0.0.1:80/", "write post:<port>/<path>"),
-            ("signal:nginx:HUP", "signals are not sent"),
+            ("signal", "write post:<port>/<path>"),
+            ("signal:nginx:HUP", "write signal:HUP"),
+            ("signal:TERM", "signals that end or stop a program are not sent"),
+            ("signal:HUP@", "after @ comes the name of a process"),
             ("post:", "no port from 1 to 65535"),
             ("post:/x", "no port from 1 to 65535"),
             ("post:0/x", "no port from 1 to 65535"),

@@ -17,7 +17,7 @@ use crate::executor::Tracked;
 
 /// Sends requests over the connection. Clones send over the same.
 #[derive(Clone, Debug)]
-pub(super) struct Channel(SendRequest<Body>);
+pub(crate) struct Channel(SendRequest<Body>);
 
 /// The task that moves the connection's bytes; without it the connection is closed.
 #[derive(Debug)]

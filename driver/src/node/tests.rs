@@ -10,7 +10,13 @@ use crate::mount::Cloning;
 fn service(root: &tempfile::TempDir) -> NodeService {
     let path = root.path().to_str().unwrap();
     let (known, inflight) = (Arc::new(volumes::Volumes::default()), Arc::new(Inflight::default()));
-    let (link, _) = crate::link::link(root.path().join("link"), 0, Arc::clone(&known), Arc::clone(&inflight));
+    let signals = Arc::new(Signals::default());
+    let told = crate::link::Known {
+        volumes: Arc::clone(&known),
+        inflight: Arc::clone(&inflight),
+        signals: Arc::clone(&signals),
+    };
+    let (link, _) = crate::link::link(root.path().join("link"), 0, told);
     let volumes = Volumes {
         root: KubeletRoot::open(path).unwrap(),
         kernel: Kernel { noswap: false, cloning: Cloning::Attached },
@@ -19,6 +25,7 @@ fn service(root: &tempfile::TempDir) -> NodeService {
         volumes: known,
         inflight,
         link,
+        signals,
         hasher: RandomState::new(),
         complaints: Throttle::new(Duration::from_secs(30)),
     };

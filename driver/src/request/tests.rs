@@ -303,7 +303,8 @@ fn the_fingerprint_is_of_what_the_agent_is_sent() {
 #[test]
 fn debug_shows_no_token() {
     let publish = Publish::parse(sent(), &rules()).unwrap();
-    let shown = format!("{publish:?} {:?}", publish.for_agent(&[], false, 1));
+    let shown =
+        format!("{publish:?} {:?}", publish.for_agent(&[], false, &Offer { capacity: 1, signals: false }));
     assert!(shown.contains("payments-0") && !shown.contains(SECRET_JWT), "{shown}");
 }
 

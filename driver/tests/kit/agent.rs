@@ -14,7 +14,7 @@ use std::time::Duration;
 use countersign_proto::agent::agent_server::{Agent, AgentServer};
 use countersign_proto::agent::{
     AGENT_SOCKET, ForgetRequest, ForgetResponse, MAILBOX_SOCKET, PublishRequest, PublishResponse,
-    ReconcileRequest, ReconcileResponse,
+    ReconcileRequest, ReconcileResponse, SignalOrder, SignalledRequest, SignalledResponse, SignalsRequest,
 };
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::net::{
@@ -23,8 +23,8 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{oneshot, watch};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Response, Status};
 
@@ -60,6 +60,8 @@ struct State {
     inbox: HashMap<Vec<u8>, OwnedFd>,
     volumes: HashMap<String, OwnedFd>,
     open: Vec<OwnedFd>,
+    orders: Option<mpsc::Sender<Result<SignalOrder, Status>>>,
+    signalled: Vec<SignalledRequest>,
 }
 
 struct Behaviour {
@@ -131,6 +133,7 @@ impl FakeAgent {
         state.inbox.clear();
         state.volumes.clear();
         state.open.clear();
+        state.orders = None;
         for socket in [AGENT_SOCKET, MAILBOX_SOCKET] {
             std::fs::remove_file(self.link.join(socket)).ok();
         }
@@ -178,6 +181,17 @@ impl FakeAgent {
     /// Lets go of a volume's descriptor without telling anybody.
     pub fn lose(&self, id: &str) {
         assert!(self.lock().volumes.remove(id).is_some());
+    }
+
+    /// Orders that the pod of a volume be signalled; false while no driver has asked for orders.
+    pub fn order(&self, order: u64, id: &str) -> bool {
+        let order = SignalOrder { order, volume_id: id.to_owned() };
+        self.lock().orders.as_ref().is_some_and(|orders| orders.try_send(Ok(order)).is_ok())
+    }
+
+    /// What became of the orders so far.
+    pub fn signalled(&self) -> Vec<SignalledRequest> {
+        self.lock().signalled.clone()
     }
 
     /// Writes into a volume as a refresh does.
@@ -339,5 +353,24 @@ impl Agent for Service {
         let mut state = self.state.lock().unwrap();
         state.volumes.retain(|id, _| ids.contains(id));
         Ok(Response::new(ReconcileResponse { held: state.volumes.keys().cloned().collect() }))
+    }
+
+    type SignalsStream = ReceiverStream<Result<SignalOrder, Status>>;
+
+    async fn signals(&self, _: Request<SignalsRequest>) -> Result<Response<Self::SignalsStream>, Status> {
+        if matches!(*self.behaviour.publish.borrow(), Manner::Refuse(Code::Unimplemented, _)) {
+            return Err(Status::unimplemented(""));
+        }
+        let (orders, ordered) = mpsc::channel(8);
+        self.state.lock().unwrap().orders = Some(orders);
+        Ok(Response::new(ReceiverStream::new(ordered)))
+    }
+
+    async fn signalled(
+        &self,
+        request: Request<SignalledRequest>,
+    ) -> Result<Response<SignalledResponse>, Status> {
+        self.state.lock().unwrap().signalled.push(request.into_inner());
+        Ok(Response::new(SignalledResponse {}))
     }
 }

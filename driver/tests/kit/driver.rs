@@ -23,7 +23,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::eventually;
 use super::ground::{Ground, Volume};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_countersign-driver");
+pub(super) const BINARY: &str = env!("CARGO_BIN_EXE_countersign-driver");
 
 /// How a driver is started.
 #[derive(Clone, Debug, Default)]

@@ -182,6 +182,13 @@ impl Volume {
         }
     }
 
+    /// What kubelet sends for a pod that wants to be told of a change.
+    pub fn publish_on_change(&self, on_change: &str) -> NodePublishVolumeRequest {
+        let mut request = self.publish();
+        request.volume_context.insert("countersign.dev/on-change".to_owned(), on_change.to_owned());
+        request
+    }
+
     /// What kubelet sends to publish it for a pod with an fsGroup.
     pub fn publish_for_group(&self, group: u32) -> NodePublishVolumeRequest {
         let mut request = self.publish();

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod driver;
 pub mod ground;
+pub mod signaller;
 
 use std::time::Duration;
 

@@ -20,6 +20,7 @@ mod mounts {
     mod recovery;
     mod refuse;
     mod republish;
+    mod signals;
     mod stop;
     mod unpublish;
 }

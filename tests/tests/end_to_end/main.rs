@@ -9,6 +9,7 @@ mod refresh;
 mod refusal;
 mod restart;
 mod secrecy;
+mod signals;
 mod trouble;
 mod unpublish;
 
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     cases.extend(trouble::cases());
     cases.extend(confinement::cases());
     cases.extend(secrecy::cases());
+    cases.extend(signals::cases());
     cases.extend(demo::cases());
     countersign_tests::harness::main(cases)
 }

@@ -139,10 +139,33 @@ async fn a_pod_that_runs_is_told_which_files_have_changed_and_one_that_starts_is
     scene.sources().put("a", "changed");
     tokio::time::sleep(MINUTE * 3).await;
     let notice = next().unwrap();
-    assert_eq!((notice.target.port.get(), notice.target.path.as_str()), (8080, "/-/reload"));
+    assert_eq!(notice.target.to_string(), "post:8080/-/reload");
     assert_eq!(notice.files.iter().collect::<Vec<_>>(), ["one"]);
     assert!(dir.path().join(&notice.generation).is_dir());
     tokio::time::sleep(MINUTE * 3).await;
     assert!(next().is_none(), "nothing has changed since");
+    scene.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_cannot_be_told_does_not_start_and_one_that_has_its_files_keeps_them_fresh() {
+    let (notifier, mut next) = Notifier::pair();
+    let scene = Scene::with(Recorder::off(), notifier);
+    let dir = directory();
+    let keys = [("secret.countersign.dev/a", "s:a"), ("countersign.dev/on-change", "signal:HUP")];
+    let unheard =
+        || Publish { unheard: Some("it is switched off"), ..publish("v", "a", &keys, Some(dir.path())) };
+    let refused = scene.handle.publish(unheard()).await.unwrap_err();
+    assert_eq!(refused.to_string(), "countersign.dev/on-change: it is switched off");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+
+    // As after an upgrade that switched it off: the files are there, and the agent is new.
+    scene.publish("v", "a", &keys, Some(dir.path())).await.unwrap();
+    scene.handle.reconcile(Vec::new()).await.unwrap();
+    scene.handle.publish(unheard()).await.unwrap();
+    scene.sources().put("a", "changed");
+    tokio::time::sleep(MINUTE * 3).await;
+    assert_eq!(std::fs::read_to_string(dir.path().join("..data/a")).unwrap(), "changed");
+    assert!(next().is_none(), "nobody is told where it is switched off");
     scene.end().await;
 }

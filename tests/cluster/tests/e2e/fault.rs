@@ -251,6 +251,7 @@ async fn valid(world: Arc<World>) -> Result<()> {
         ("networkPolicy", json!({"enabled": true})),
         ("events", json!({"enabled": true})),
         ("onChange", json!({"enabled": true})),
+        ("signals", json!({"enabled": true})),
         ("startupTaint", json!({"enabled": true})),
         ("namespace", json!({"create": true})),
         ("issuer", json!({"replicas": 3, "podDisruptionBudget": {"enabled": true}})),

@@ -121,6 +121,7 @@ fn publish(id: &str, dir: &TempDir, keys: &[(&str, &str)]) -> Publish {
         fs_group: None,
         directory: Some(descriptor),
         provisional: false,
+        unheard: None,
     }
 }
 
