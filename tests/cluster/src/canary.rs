@@ -25,6 +25,7 @@ pub fn documents() -> Vec<(&'static str, Value)> {
         ("e2e-issuer.db", json!({"password": "for-issuer"})),
         ("e2e-reboot.db", json!({"password": "for-reboot"})),
         ("e2e-job.db", json!({"password": "for-job"})),
+        ("e2e-signals.db", json!({"password": "before"})),
         ("e2e-explained.db", json!({"password": "for-explained"})),
     ]
 }

@@ -193,7 +193,7 @@ impl Drop for Cluster {
 fn kill_containers() -> Result<()> {
     for_each_process(|pid| {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        groups.contains("/k8s.io/")
+        groups.contains("/kubepods/")
     })
 }
 

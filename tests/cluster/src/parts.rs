@@ -13,6 +13,7 @@ use serde_json::json;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::sleep;
 
+use crate::cgroups;
 use crate::cluster::Options;
 use crate::layout::{
     API_ADDRESS, CONTAINERD, CONTAINERD_SOCKET, DNS_ADDRESS, Files, NODE, NODE_ADDRESS, PODS, SERVICES,
@@ -222,12 +223,15 @@ SystemdCgroup = false
 
 /// Starts kubelet.
 pub async fn kubelet(files: &Files, options: &Options) -> Result<Process> {
+    cgroups::create(files.root())?;
     let config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
         "cgroupDriver": "cgroupfs",
-        "cgroupsPerQOS": false,
+        // A pod's processes are known by the name of its control group.
+        "cgroupsPerQOS": true,
+        "cgroupRoot": format!("/{}", cgroups::name(files.root())?),
         "enforceNodeAllocatable": [],
         "failCgroupV1": false,
         "failSwapOn": false,

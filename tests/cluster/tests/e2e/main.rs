@@ -12,6 +12,7 @@ mod release;
 mod restart;
 mod roll;
 mod secrecy;
+mod signal;
 mod wait;
 
 use std::process::ExitCode;
@@ -30,5 +31,6 @@ fn main() -> Result<ExitCode> {
     cases.extend(fault::cases());
     cases.extend(budget::cases());
     cases.extend(secrecy::cases());
+    cases.extend(signal::cases());
     countersign_cluster::world::main(cases)
 }
