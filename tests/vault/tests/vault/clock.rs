@@ -36,37 +36,27 @@ fn library() -> Result<PathBuf> {
 }
 
 /// The clock of a process.
-pub(crate) struct Hands(PathBuf);
+struct Hands(PathBuf);
 
 impl Hands {
     /// A clock that shows what it is in this directory.
-    pub(crate) fn new(directory: &Path) -> Result<Self> {
+    fn new(directory: &Path) -> Result<Self> {
         let hands = Self(directory.join("offset"));
         hands.turn("+0")?;
         Ok(hands)
     }
 
     /// From now on it differs by this, such as `+1d`.
-    pub(crate) fn turn(&self, offset: &str) -> Result<()> {
+    fn turn(&self, offset: &str) -> Result<()> {
         replace_file(&self.0, offset.as_bytes(), 0o644)
     }
 }
 
-/// What a clock shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Moves {
-    /// The time of day alone, as when somebody sets it.
-    TimeOfDay,
-    /// Time itself, as if it had passed.
-    Time,
-}
-
 /// A program of the agent's whose clock has these hands. The library is for it alone, and not for what takes its rights
 /// away before.
-pub(crate) fn program(hands: &Hands, moves: Moves) -> Result<PathBuf> {
-    let monotonic = if moves == Moves::Time { "" } else { " FAKETIME_DONT_FAKE_MONOTONIC=1" };
+fn program(hands: &Hands) -> Result<PathBuf> {
     let script = format!(
-        "#!/bin/sh\nexec env LD_PRELOAD={} FAKETIME_TIMESTAMP_FILE={} FAKETIME_NO_CACHE=1{monotonic} {} \"$@\"\n",
+        "#!/bin/sh\nexec env LD_PRELOAD={} FAKETIME_TIMESTAMP_FILE={} FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1 {} \"$@\"\n",
         library()?.display(),
         hands.0.display(),
         Binaries::find()?.agent.display()
@@ -77,7 +67,7 @@ pub(crate) fn program(hands: &Hands, moves: Moves) -> Result<PathBuf> {
 }
 
 /// Where a clock may lie that other users read.
-pub(crate) fn folder() -> Result<tempfile::TempDir> {
+fn folder() -> Result<tempfile::TempDir> {
     let folder = tempfile::tempdir()?;
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
     Ok(folder)
@@ -86,7 +76,7 @@ pub(crate) fn folder() -> Result<tempfile::TempDir> {
 async fn with_hands(body: impl AsyncFnOnce(&mut World, &Hands) -> Result<()>) -> Result<()> {
     let folder = folder()?;
     let hands = Hands::new(folder.path())?;
-    let agent_binary = Some(program(&hands, Moves::TimeOfDay)?);
+    let agent_binary = Some(program(&hands)?);
     let node = Setup { agent_binary, ..Setup::default() };
     in_world(Plan { node, database: true, ..Plan::default() }, async |world| {
         lives(world, json!({"default_ttl": "9s", "max_ttl": "1h"})).await?;
@@ -181,7 +171,7 @@ async fn another_time_than_vault() -> Result<()> {
     let folder = folder()?;
     let hands = Hands::new(folder.path())?;
     hands.turn("+45")?;
-    let ahead = Some(program(&hands, Moves::TimeOfDay)?);
+    let ahead = Some(program(&hands)?);
     let node = Setup { agent_binary: ahead.clone(), issuer_binary: ahead, ..Setup::default() };
     in_world(Plan { node, ..Plan::default() }, async |world| {
         let mut volume = world.node.published(&pod("api-1"), one("vault:kv/data/payments#password")).await?;

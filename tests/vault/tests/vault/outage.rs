@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use countersign_tests::harness::{Case, Needs, case};
+use countersign_tests::kubelet::PodVolume;
 use countersign_tests::node::{SOON, eventually};
 use countersign_tests::reader::read_file;
 use countersign_tests::scratch::Scratch;
@@ -174,7 +175,7 @@ async fn slows_no_other() -> Result<()> {
                 world.node.volume(&pod(&format!("waits-{number}")), asked)
             })
             .collect();
-        let waits = join_all(waiting.iter_mut().map(|volume| volume.publish_once()));
+        let waits = join_all(waiting.iter_mut().map(PodVolume::publish_once));
         let others = async {
             let asked = async || liar.count("/v1/kv/data/secret-0") > 0;
             let held_up = async || asked().await || liar.count("/v1/kv/data/payments") > 0;
