@@ -4,6 +4,7 @@
 pub mod api;
 pub mod audit;
 pub mod authority;
+pub mod aws;
 pub mod bench;
 pub mod demo;
 pub mod impostor;

@@ -16,6 +16,19 @@ const GID: &str = "nogroup";
 /// Password of the user `vault`, who may make others.
 const PASSWORD: &str = "vault-manages-this";
 
+/// Where Vault keeps all it knows, as its documentation has it (PostgreSQL storage backend).
+const VAULT_TABLES: &str = r#"
+CREATE TABLE vault_kv_store (
+  parent_path TEXT COLLATE "C" NOT NULL, path TEXT COLLATE "C", key TEXT COLLATE "C", value BYTEA,
+  CONSTRAINT pkey PRIMARY KEY (path, key)
+);
+CREATE INDEX parent_path_idx ON vault_kv_store (parent_path);
+CREATE TABLE vault_ha_locks (
+  ha_key TEXT COLLATE "C" NOT NULL, ha_identity TEXT COLLATE "C" NOT NULL, ha_value TEXT COLLATE "C",
+  valid_until TIMESTAMP WITH TIME ZONE NOT NULL, CONSTRAINT ha_key PRIMARY KEY (ha_key)
+);
+"#;
+
 /// A running server with one database, `app`.
 #[derive(Debug)]
 pub struct Postgres {
@@ -124,6 +137,13 @@ impl Postgres {
     /// The password of the user `vault`.
     pub fn password(&self) -> &'static str {
         PASSWORD
+    }
+
+    /// A database for all that a Vault knows, and its URL.
+    pub fn for_vault(&self) -> Result<String> {
+        self.sql("postgres", "CREATE DATABASE storage")?;
+        self.sql("storage", VAULT_TABLES)?;
+        Ok(format!("postgres://vault:{PASSWORD}@{}/storage?sslmode=disable", self.address))
     }
 
     /// Users that Vault made and has not removed.

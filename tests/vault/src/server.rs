@@ -1,10 +1,14 @@
 //! A real Vault on loopback: TLS of a small authority, raft storage, a file of audit entries.
 
+mod cluster;
+mod kind;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http::Method;
 use serde_json::{Value, json};
@@ -17,120 +21,115 @@ use crate::api::Api;
 use crate::audit;
 use crate::authority::Authority;
 
-/// Whose server it is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Kind {
-    /// `HashiCorp`'s, or whatever else is found where it is looked for.
-    #[default]
-    Vault,
-    /// `OpenBao` alone.
-    OpenBao,
-}
-
-impl Kind {
-    /// The variable that names the binary where it is not on PATH.
-    fn variable(self) -> &'static str {
-        match self {
-            Self::Vault => "VAULT_BIN",
-            Self::OpenBao => "BAO_BIN",
-        }
-    }
-
-    /// Its names on PATH.
-    fn names(self) -> &'static [&'static str] {
-        match self {
-            Self::Vault => &["vault", "bao"],
-            Self::OpenBao => &["bao"],
-        }
-    }
-
-    /// What builds one.
-    fn tool(self) -> &'static str {
-        match self {
-            Self::Vault => "vault",
-            Self::OpenBao => "openbao",
-        }
-    }
-}
+pub use cluster::Storage;
+pub use kind::{Kind, find};
 
 /// A server and what opens it.
 #[derive(Debug)]
 pub struct Vault {
     process: Option<Process>,
+    kind: Kind,
     binary: PathBuf,
     environment: Vec<(String, String)>,
+    storage: Storage,
     address: SocketAddr,
-    authority: Authority,
+    authority: Arc<Authority>,
     anonymous: Api,
     unseal_key: String,
     root_token: String,
+    audit_file: PathBuf,
     scratch: Scratch,
 }
 
 impl Vault {
     /// Starts one with nothing in it, opens it, and turns its audit file on.
-    pub async fn start(kind: Kind, environment: &[(&str, &str)]) -> Result<Self> {
+    pub async fn start(kind: Kind, environment: &[(&str, &str)], storage: Storage) -> Result<Self> {
         let environment = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
-        Self::start_with(kind, find(kind)?, environment.collect()).await
+        let mut vault = Self::new(kind, find(kind)?, free_address()?, environment.collect(), storage)?;
+        vault.open().await?;
+        Ok(vault)
     }
 
-    async fn start_with(kind: Kind, binary: PathBuf, environment: Vec<(String, String)>) -> Result<Self> {
-        Self::start_at(kind, binary, free_address()?, environment).await
-    }
-
-    /// One of this binary at this address, with these variables in its environment.
+    /// The same with this binary at this address, with these variables in its environment.
     pub async fn start_at(
         kind: Kind,
         binary: PathBuf,
         address: SocketAddr,
         environment: Vec<(String, String)>,
     ) -> Result<Self> {
+        let mut vault = Self::new(kind, binary, address, environment, Storage::Raft)?;
+        vault.open().await?;
+        Ok(vault)
+    }
+
+    fn new(
+        kind: Kind,
+        binary: PathBuf,
+        address: SocketAddr,
+        environment: Vec<(String, String)>,
+        storage: Storage,
+    ) -> Result<Self> {
         let scratch = Scratch::new()?;
-        let authority = Authority::new("vault test authority")?;
-        authority.write(&scratch.path().join("ca.crt"))?;
-        let (certificate, key) = authority.certificate_at(address)?.write(scratch.path(), "vault")?;
+        let authority = Arc::new(Authority::new("vault test authority")?);
+        let vault = Self {
+            process: None,
+            kind,
+            binary,
+            environment,
+            storage,
+            address,
+            anonymous: Api::new(address, &authority)?,
+            authority,
+            unseal_key: String::new(),
+            root_token: String::new(),
+            audit_file: scratch.path().join("audit.json"),
+            scratch,
+        };
+        vault.configure()?;
+        Ok(vault)
+    }
+
+    /// Writes its certificate and its configuration.
+    fn configure(&self) -> Result<()> {
+        let (scratch, address) = (&self.scratch, self.address);
+        self.authority.write(&scratch.path().join("ca.crt"))?;
+        let (certificate, key) = self.authority.certificate_at(address)?.write(scratch.path(), "vault")?;
+        let cluster = free_address()?;
         let mut config = json!({
-            "storage": {"raft": {
-                "path": scratch.directory("raft", 0o700)?, "node_id": "one", "performance_multiplier": 1,
-            }},
             "listener": {"tcp": {
-                "address": address.to_string(), "tls_cert_file": certificate, "tls_key_file": key,
+                "address": address.to_string(), "cluster_address": cluster.to_string(),
+                "tls_cert_file": certificate, "tls_key_file": key,
             }},
             "api_addr": format!("https://{address}"),
-            "cluster_addr": format!("https://{}", free_address()?),
+            "cluster_addr": format!("https://{cluster}"),
             "disable_mlock": true,
             "log_level": "warn",
             // A lease of an hour says more when it is renewed than one of a month.
             "default_lease_ttl": "1h",
             "max_lease_ttl": "24h",
         });
-        if let (Kind::OpenBao, Some(config)) = (kind, config.as_object_mut()) {
-            // Else an audit file has to be named here.
-            config.insert("unsafe_allow_api_audit_creation".to_owned(), json!(true));
+        if let (Some(config), Value::Object(storage)) =
+            (config.as_object_mut(), self.storage.config(scratch, address)?)
+        {
+            config.extend(storage);
+            if self.kind == Kind::OpenBao {
+                // Else an audit file has to be named here.
+                config.insert("unsafe_allow_api_audit_creation".to_owned(), json!(true));
+            }
         }
-        replace_file(&scratch.path().join("vault.json"), config.to_string().as_bytes(), 0o600)?;
-        let anonymous = Api::new(address, &authority)?;
-        let (unseal_key, root_token) = (String::new(), String::new());
-        let mut vault = Self {
-            process: None,
-            binary,
-            environment,
-            address,
-            authority,
-            anonymous,
-            unseal_key,
-            root_token,
-            scratch,
-        };
-        vault.run().await?;
+        replace_file(&scratch.path().join("vault.json"), config.to_string().as_bytes(), 0o600)
+    }
+
+    /// Starts the first of a cluster, and makes it one.
+    async fn open(&mut self) -> Result<()> {
+        self.run().await?;
         let keys = json!({"secret_shares": 1, "secret_threshold": 1});
-        let keys = vault.anonymous.write("sys/init", &keys).await.context("initialising")?;
+        let keys = self.anonymous.write("sys/init", &keys).await.context("initialising")?;
         let text = |at: &str| keys.pointer(at).and_then(Value::as_str).map(str::to_owned).context("a key");
-        (vault.unseal_key, vault.root_token) = (text("/keys_base64/0")?, text("/root_token")?);
-        vault.unseal().await?;
-        let file = json!({"type": "file", "options": {"file_path": vault.audit_file()}});
-        vault.root().write("sys/audit/file", &file).await.context("the audit file")?;
-        Ok(vault)
+        (self.unseal_key, self.root_token) = (text("/keys_base64/0")?, text("/root_token")?);
+        self.unseal().await?;
+        let file = json!({"type": "file", "options": {"file_path": self.audit_file}});
+        self.root().write("sys/audit/file", &file).await.context("the audit file").map(drop)
     }
 
     /// Starts the process and waits until it answers, sealed.
@@ -149,13 +148,20 @@ impl Vault {
 
     /// Opens it, and waits until it is the active node.
     pub async fn unseal(&mut self) -> Result<()> {
-        self.anonymous.write("sys/unseal", &json!({"key": self.unseal_key})).await?;
-        let anonymous = self.anonymous.clone();
-        let active = async || {
-            let health = anonymous.send(Method::GET, "sys/health", Bytes::new()).await;
-            health.is_ok_and(|answer| answer.status == 200)
-        };
-        eventually(START, "Vault is active", active).await.with_context(|| self.said())
+        self.unlock().await?;
+        eventually(START, "Vault is active", async || self.is_active().await)
+            .await
+            .with_context(|| self.said())
+    }
+
+    async fn unlock(&self) -> Result<()> {
+        self.anonymous.write("sys/unseal", &json!({"key": self.unseal_key})).await.map(drop)
+    }
+
+    /// The status by which it says how it is: 200 for the active one, 429 for a standby.
+    async fn health(&self) -> Option<u16> {
+        let answer = self.anonymous.send(Method::GET, "sys/health", Bytes::new()).await;
+        answer.ok().map(|answer| answer.status)
     }
 
     /// Closes it: it runs and knows nothing.
@@ -265,53 +271,28 @@ impl Vault {
         self.scratch.path().join("vault.log")
     }
 
-    fn audit_file(&self) -> PathBuf {
-        self.scratch.path().join("audit.json")
-    }
-
     /// Every entry of the audit file.
     pub fn audit(&self) -> Result<Vec<audit::Entry>> {
-        audit::read(&self.audit_file(), 0)
+        audit::read(&self.audit_file, 0)
     }
 
     /// How many bytes the audit file has by now. Nothing is to be under way.
     pub fn audited(&self) -> Result<u64> {
-        Ok(fs::metadata(self.audit_file())?.len())
+        Ok(fs::metadata(&self.audit_file)?.len())
     }
 
     /// The entries since the audit file had so many bytes.
     pub fn audit_since(&self, audited: u64) -> Result<Vec<audit::Entry>> {
-        audit::read(&self.audit_file(), audited)
+        audit::read(&self.audit_file, audited)
     }
 
     /// All bytes of its audit file.
     pub fn audit_text(&self) -> Result<String> {
-        fs::read_to_string(self.audit_file()).context("the audit file")
+        fs::read_to_string(&self.audit_file).context("the audit file")
     }
 
     /// The end of its log.
     pub fn said(&self) -> String {
         format!("--- vault\n{}", countersign_tests::processes::tail(&self.log(), 15))
     }
-}
-
-/// The binary that the environment names, or the one on PATH.
-pub fn find(kind: Kind) -> Result<PathBuf> {
-    if let Some(binary) = std::env::var_os(kind.variable()) {
-        return Ok(binary.into());
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    for name in kind.names() {
-        if let Some(found) =
-            std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
-        {
-            return Ok(found);
-        }
-    }
-    bail!(
-        "no {} on PATH, and {} names none: `tests/tools/build.sh {}` builds one",
-        kind.names().join(" and no "),
-        kind.variable(),
-        kind.tool()
-    )
 }

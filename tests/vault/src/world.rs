@@ -13,7 +13,7 @@ use crate::authority::Authority;
 use crate::ingress::Ingress;
 use crate::page::{Page, Shell};
 use crate::postgres::Postgres;
-use crate::server::{Kind, Vault};
+use crate::server::{Kind, Storage, Vault};
 
 /// Name of the store in every run.
 pub const STORE: &str = "vault";
@@ -37,6 +37,8 @@ pub struct Plan {
     pub store: Map<String, Value>,
     /// Addresses to be tried before the real one.
     pub more_addresses: Vec<String>,
+    /// Whether Vault keeps all it knows in that PostgreSQL: standbys of it then forward nothing.
+    pub shared_storage: bool,
 }
 
 /// All of it. It ends when it is dropped, Vault last.
@@ -58,8 +60,7 @@ pub struct World {
 impl World {
     /// Starts everything, in the order an operator would.
     pub async fn start(plan: Plan) -> Result<Self> {
-        let postgres = async { if plan.database { Postgres::start().await.map(Some) } else { Ok(None) } };
-        let (vault, postgres) = tokio::try_join!(Vault::start(plan.server, &plan.environment), postgres)?;
+        let (vault, postgres) = servers(&plan).await?;
         let page = Page::read("vault.md")?;
         let mut setup = plan.node;
         let mut addresses = plan.more_addresses;
@@ -131,6 +132,16 @@ impl World {
     pub fn said(&self) -> String {
         format!("{}\n{}", self.node.said(), self.vault.said())
     }
+}
+
+async fn servers(plan: &Plan) -> Result<(Vault, Option<Postgres>)> {
+    if plan.shared_storage {
+        let postgres = Postgres::start().await?;
+        let storage = Storage::Shared(postgres.for_vault()?);
+        return Ok((Vault::start(plan.server, &plan.environment, storage).await?, Some(postgres)));
+    }
+    let postgres = async { if plan.database { Postgres::start().await.map(Some) } else { Ok(None) } };
+    tokio::try_join!(Vault::start(plan.server, &plan.environment, Storage::Raft), postgres)
 }
 
 /// The pod that the page speaks of.

@@ -6,6 +6,7 @@
 mod asking;
 mod audit;
 mod clock;
+mod clouds;
 mod demo;
 mod engines;
 mod events;
@@ -20,6 +21,7 @@ mod openbao;
 mod outage;
 mod refusals;
 mod secrecy;
+mod standby;
 mod tokens;
 mod wire;
 
@@ -30,9 +32,11 @@ fn main() -> ExitCode {
     cases.extend(logins::cases());
     cases.extend(refusals::cases());
     cases.extend(engines::cases());
+    cases.extend(clouds::cases());
     cases.extend(leases::cases());
     cases.extend(tokens::cases());
     cases.extend(outage::cases());
+    cases.extend(standby::cases());
     cases.extend(many::cases());
     cases.extend(clock::cases());
     cases.extend(migrate::cases());
