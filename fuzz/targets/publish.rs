@@ -2,7 +2,7 @@
 //! `RIGHT` becomes the one that belongs to the target, for no fuzzer finds a SHA-256.
 #![no_main]
 
-use countersign_driver::request::{Publish, Rules, Unpublish};
+use countersign_driver::request::{Offer, Publish, Rules, Unpublish};
 use countersign_driver::volume::{Place, VolumeId};
 use countersign_fuzz::{CANARY, assert_readable, assert_secretive};
 use countersign_proto::csi::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
@@ -43,7 +43,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(sent.readonly && !publish.tokens.is_empty());
             assert!(publish.attributes.keys().all(|key| !key.starts_with("csi.storage.k8s.io/")));
             assert_secretive(&format!("{:?}", publish.tokens), bytes);
-            let agent = publish.for_agent(b"key", false, 1);
+            let agent = publish.for_agent(b"key", false, &Offer { capacity: 1, signals: false });
             assert_eq!(agent.tokens.len(), publish.tokens.len());
             assert_secretive(&format!("{agent:?}"), bytes);
         }
