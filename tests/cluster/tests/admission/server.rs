@@ -187,6 +187,14 @@ impl Server {
         });
         let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{SYSTEM}/endpointslices");
         create(&self.client, &slices, &slice).await?.object()?;
+        // Where an API server of 1.31 looks. No controller makes the one of the other here.
+        let endpoints = json!({
+            "metadata": {"name": "countersign-webhook"},
+            "subsets": [{"addresses": [{"ip": NODE_ADDRESS}],
+                "ports": [{"name": "webhook", "port": 8443, "protocol": "TCP"}]}],
+        });
+        let path = format!("/api/v1/namespaces/{SYSTEM}/endpoints");
+        create(&self.client, &path, &endpoints).await?.object()?;
         let mut issuer = Process::start("issuer", command, &self.files.log("issuer"))?;
         let served = issuer
             .wait_until(LIMIT, "serving the webhook", async || match self.asking().await {
