@@ -170,7 +170,7 @@ fn rotates_in(node: &Node) -> Option<Duration> {
     Some(left + AFTER_ROTATION + Duration::from_millis(rand::rng().random_range(0..2000)))
 }
 
-/// When a token that ends without having a lease is to be read again (GCP's engine, "Generate OAuth2 access token").
+/// When a token that ends without having a lease is to be read again (GCP's engine, "Generate `OAuth2` access token").
 fn ends_in(node: &Node) -> Option<Duration> {
     text(node, "token")?;
     number(node, "token_ttl").map(|ttl| made(Some(ttl)))

@@ -108,8 +108,8 @@ async fn the_active_server_is_asked_at_once_when_another_names_it() {
     for _ in 0..6 {
         asker.refusal("kv/data/app").await;
     }
-    let asked = (one.lines().len(), two.lines().len());
-    assert!(asked.0 <= 12 && asked.1 <= 12, "{asked:?}");
+    let requests = (one.lines().len(), two.lines().len());
+    assert!(requests.0 <= 12 && requests.1 <= 12, "{requests:?}");
 }
 
 #[tokio::test]
