@@ -43,26 +43,36 @@ pub async fn misplaced(
 
 /// Where the directory is not there: kubelet says so on the release's own pod, by names that say which value is wrong.
 pub async fn absent(world: &World, space: &Space, root: &str) -> Result<()> {
-    ensure!(!Path::new(root).exists(), "{root} is there");
+    let directory = Path::new(root);
+    ensure!(!directory.join("plugins_registry").exists(), "{root} is a kubelet's root");
+    let before = left(directory)?;
     misplaced(world, space, root, async |system, pod| {
-        let missing = format!("hostPath type check failed: {root}/plugins_registry is not a directory");
-        let words = ["FailedMount", "\"kubeletdir-registry\"", &missing];
+        let missing = format!("{root}/plugins_registry is not a directory");
+        let words = ["FailedMount", "\"kubeletdir-registry\"", "hostPath type check failed", &missing];
         system.event(pod, &words).await.map(drop)
     })
     .await?;
-    ensure!(left(Path::new(root))? == plugin(root), "{:?} are left", left(Path::new(root))?);
-    Ok(std::fs::remove_dir_all(root)?)
+    only_plugin(directory, before)
 }
 
-/// All that kubelet makes at a wrong place, for a volume of the pod: empty directories.
-pub fn plugin(root: &str) -> Vec<PathBuf> {
-    let plugins = Path::new(root).join("plugins");
-    vec![plugins.clone(), plugins.join("csi.countersign.dev")]
+/// All that kubelet makes at a wrong place is empty directories, for a volume of the pod: nothing else has come to what was
+/// there before. Removes them.
+pub fn only_plugin(root: &Path, before: Vec<PathBuf>) -> Result<()> {
+    let plugins = root.join("plugins");
+    let mut expected = before;
+    expected.extend([plugins.join("csi.countersign.dev"), plugins.clone()]);
+    expected.sort();
+    let left = left(root)?;
+    ensure!(left == expected, "{left:?} are left, and not {expected:?}");
+    Ok(std::fs::remove_dir_all(plugins)?)
 }
 
-/// Everything below a directory, in order.
+/// Everything below a directory, in order; nothing where there is none.
 pub fn left(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
+    if !directory.exists() {
+        return Ok(all);
+    }
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         if path.is_dir() && !path.is_symlink() {
