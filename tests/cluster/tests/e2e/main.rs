@@ -2,6 +2,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "what is missing fails the test")]
 
+mod api;
 mod ask;
 mod budget;
 mod change;
@@ -29,6 +30,7 @@ fn main() -> Result<ExitCode> {
     cases.extend(restart::cases());
     cases.extend(roll::cases());
     cases.extend(fault::cases());
+    cases.extend(api::cases());
     cases.extend(budget::cases());
     cases.extend(secrecy::cases());
     cases.extend(signal::cases());
