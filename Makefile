@@ -39,6 +39,7 @@ soak: ## SIGKILL driver and agent at 1,000 random moments (COUNTERSIGN_KILLS=n, 
 lint: ## formatting, clippy and rustdoc, warnings refused
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --test '*' -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
 bench: ## measure, and print the figures beside their targets (BENCH=--quick for a short run)

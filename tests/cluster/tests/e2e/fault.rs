@@ -53,7 +53,7 @@ async fn second_driver(world: Arc<World>) -> Result<()> {
         ["daemonset", "serviceaccount", "config"].map(|part| format!("templates/node/{part}.yaml"));
     let templates: Vec<&str> = templates.iter().map(String::as_str).collect();
     let text = world.helm().render_part(&templates, space.name(), &values).await?;
-    apply(&world, &text, space.name(), &[]).await?;
+    apply(&world, &text, space.name(), &[])?;
     let pods = space.api::<Pod>();
     let of = ListParams::default().labels(NODE_LABEL);
     let pod = until(LIMIT, "a second pod of driver and agent", async || {
@@ -93,7 +93,7 @@ async fn elsewhere(world: Arc<World>) -> Result<()> {
     space.remove().await
 }
 
-async fn apply(world: &World, text: &str, namespace: &str, more: &[&str]) -> Result<()> {
+fn apply(world: &World, text: &str, namespace: &str, more: &[&str]) -> Result<()> {
     let path: PathBuf = world.node()?.files().write(&format!("{namespace}.yaml"), text)?;
     let path = path.display().to_string();
     world.node()?.kubectl(&[&["apply", "--namespace", namespace, "--filename", &path], more].concat())?;
@@ -242,7 +242,7 @@ spec:
 /// What the release here does without, too: the API server judges it all, and keeps nothing.
 async fn valid(world: Arc<World>) -> Result<()> {
     let cluster = world.node()?;
-    apply(&world, SERVICE_MONITOR, "default", &[]).await?;
+    apply(&world, SERVICE_MONITOR, "default", &[])?;
     let crd = "crd/servicemonitors.monitoring.coreos.com";
     cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", crd])?;
     let mut values = world.values().clone();
@@ -264,7 +264,7 @@ async fn valid(world: Arc<World>) -> Result<()> {
         let text = world.helm().render(&values).await?;
         kinds.extend(text.lines().filter_map(|line| line.strip_prefix("kind: ")).map(str::to_owned));
         let how = ["--dry-run=server", "--server-side", "--force-conflicts", "--validate=strict"];
-        apply(&world, &text, countersign_cluster::secrets::SYSTEM, &how).await.context(mode)?;
+        apply(&world, &text, countersign_cluster::secrets::SYSTEM, &how).context(mode)?;
     }
     for kind in ["NetworkPolicy", "ServiceMonitor", "PodDisruptionBudget", "MutatingWebhookConfiguration"] {
         ensure!(kinds.iter().any(|one| one == kind), "no {kind} among {kinds:?}");
@@ -272,7 +272,7 @@ async fn valid(world: Arc<World>) -> Result<()> {
     // Looking finds: a schema error is one.
     let wrong = world.helm().render(&values).await?.replace("policyTypes:", "policyType:");
     let how = ["--dry-run=server", "--server-side", "--force-conflicts", "--validate=strict"];
-    let refused = apply(&world, &wrong, countersign_cluster::secrets::SYSTEM, &how).await;
+    let refused = apply(&world, &wrong, countersign_cluster::secrets::SYSTEM, &how);
     let refused = refused.err().context("a wrong field is taken")?.to_string();
     ensure!(refused.contains("policyType"), "{refused}");
     cluster.kubectl(&["delete", crd])?;

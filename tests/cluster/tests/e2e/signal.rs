@@ -14,7 +14,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// Says each SIGHUP it gets, and what the file held then.
-const TRAP: &str = r#"trap 'echo hup $(cat /secrets/p)' HUP; while :; do sleep 0.2; done"#;
+const TRAP: &str = r"trap 'echo hup $(cat /secrets/p)' HUP; while :; do sleep 0.2; done";
 /// The same, started by a shell that says its own.
 const BENEATH: &str = r#"trap 'echo wrong one' HUP; ash -c "$0"; exit 1"#;
 
