@@ -1,4 +1,4 @@
-//! More than one server: a standby answers, the active one steps down or goes, and pods notice nothing.
+//! More than one server: a standby answers, the active one steps down, goes or is killed, and pods notice nothing.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +18,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         case_within(LIMIT, "standby::all_goes_through_one", Needs::Root, all_goes_through_one),
         case_within(LIMIT, "standby::the_active_one_steps_down", Needs::Root, the_active_one_steps_down),
+        case_within(LIMIT, "standby::the_active_one_is_killed", Needs::Root, the_active_one_is_killed),
         case_within(LIMIT, "standby::one_that_sends_away", Needs::Root, one_that_sends_away),
     ]
 }
@@ -161,6 +162,14 @@ async fn unnoticed(
 async fn the_active_one_steps_down() -> Result<()> {
     in_cluster(2, Plan::default(), async |world, others| {
         unnoticed(world, others, async |world| world.vault.step_down().await).await
+    })
+    .await
+}
+
+/// Two of three are enough to elect another.
+async fn the_active_one_is_killed() -> Result<()> {
+    in_cluster(2, Plan::default(), async |world, others| {
+        unnoticed(world, others, async |world| world.vault.kill()).await
     })
     .await
 }
