@@ -8,7 +8,7 @@ use std::path::Path;
 use countersign_tests::processes::workspace;
 
 /// What others say and the page explains: Kubernetes, helm.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 11] = [
     "(no CSIDriver object)",
     "failed calling webhook \"inject.countersign.dev\"",
     "driver name csi.countersign.dev not found in the list of registered CSI drivers",
@@ -18,6 +18,8 @@ const OTHERS: [&str; 9] = [
     "invalid ownership metadata",
     "hostPath type check failed:",
     "is not a file",
+    "MountVolume.SetUp failed for volume \"kubeletdir-",
+    "\" : hostPath type check failed,",
 ];
 /// Shorter pieces between two `…` are found by chance.
 const SHORTEST: usize = 6;

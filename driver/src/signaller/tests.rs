@@ -155,7 +155,12 @@ impl Shell {
     fn new(script: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let heard = directory.path().join("heard");
-        let child = Command::new("sh").args(["-c", script]).arg(&heard).spawn().unwrap();
+        // Whoever runs the tests may ignore SIGHUP, as under nohup: a shell could not trap it then.
+        let child = Command::new("env")
+            .args(["--default-signal=HUP", "sh", "-c", script])
+            .arg(&heard)
+            .spawn()
+            .unwrap();
         Self { child, heard, _directory: directory }
     }
 
@@ -291,7 +296,8 @@ fn a_process_that_would_only_end_by_it_is_not() {
 #[test]
 fn a_process_that_holds_it_back_for_good_is_signalled() {
     // As with signalfd(2) and sigwait(3): blocked, and taken from there. Its number is that of nobody here.
-    let mut shell = Shell::new("sleep 600");
+    let mut shell = Shell::new(r#"echo ready >"$0"; exec sleep 600"#);
+    shell.says("ready\n");
     let pid = i32::try_from(shell.child.id()).unwrap();
     let seen = |caught, ignored, blocked| Seen { pid, caught, ignored, blocked, ..Seen::default() };
     let proc = Proc::with(&[seen(0, HUP, HUP)]);

@@ -58,7 +58,12 @@ pub struct Shell {
 impl Shell {
     pub async fn start(heard: PathBuf) -> Self {
         let script = r#"trap 'echo hup >>"$0"' HUP; echo ready >"$0"; while :; do sleep 0.05; done"#;
-        let child = Command::new("sh").args(["-c", script]).arg(&heard).spawn().unwrap();
+        // Whoever runs the tests may ignore SIGHUP, as under nohup: a shell could not trap it then.
+        let child = Command::new("env")
+            .args(["--default-signal=HUP", "sh", "-c", script])
+            .arg(&heard)
+            .spawn()
+            .unwrap();
         let shell = Self { child, heard };
         eventually("the shell runs", || shell.heard() == "ready\n").await;
         shell

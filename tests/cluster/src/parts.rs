@@ -209,7 +209,9 @@ SystemdCgroup = false
     );
     let config = files.write("containerd.toml", &config)?;
     let program = tool("containerd")?;
-    let mut command = Command::new(&program);
+    // Containers inherit it, and a shell cannot trap a signal that whoever ran the suite ignored, as nohup does.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=HUP").arg(&program);
     // The shim lies beside it.
     let beside = program.parent().context("a program lies in a directory")?;
     let path = std::env::var("PATH").unwrap_or_default();
