@@ -1,6 +1,6 @@
 # What people and CI call: CI calls nothing else. Each target has one line that `make help` shows.
 .DEFAULT_GOAL := help
-.PHONY: help demo test vault-test spire-test vault-bench spire-bench soak lint bench conformance interop fuzz deny chart admission image cluster-test cluster-bench cluster e2e kind-up kind-demo kind-down
+.PHONY: help demo test vault-test spire-test vault-bench spire-bench soak lint bench conformance interop fuzz deny chart admission image cluster-test mixed-test cluster-bench cluster e2e kind-up kind-demo kind-down
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Which Kubernetes a cluster is made of: the newest, or an older one of tests/tools, such as KUBERNETES=1.31.
@@ -68,6 +68,11 @@ image: ## build both images (docker, podman or buildah) and their archives in ta
 cluster-test: ## the end-to-end suite on a real one-node Kubernetes with the chart (root; CASES=text, KEEP=1; KUBERNETES=1.31, SET=older)
 	@tests/cluster/image demo
 	$(if $(KEEP),COUNTERSIGN_KEEP=1 )$(if $(SET),COUNTERSIGN_CASES=$(SET) )cargo test --workspace --no-fail-fast --test e2e $(if $(SET),,--test elsewhere )-- $(CASES)
+
+mixed-test: ## driver, agent and issuer of another commit beside these, on such a cluster (root; FROM=commit, CASES=text)
+	@tests/cluster/image demo
+	@tests/cluster/other $(FROM)
+	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test --workspace --test mixed -- $(CASES)
 
 spire-test: ## a real SPIRE on such a cluster, set up by docs/spire.md: identities, rotation, faults (root; CASES=text, KEEP=1)
 	@tests/cluster/image demo

@@ -58,6 +58,26 @@ pub fn load(archive: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Gives an image that containerd has another name.
+pub fn tag(name: &str, other: &str) -> Result<()> {
+    let output = Command::new(tool("ctr")?)
+        .args([
+            "--address",
+            CONTAINERD_SOCKET,
+            "--namespace",
+            "k8s.io",
+            "images",
+            "tag",
+            "--force",
+            name,
+            other,
+        ])
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "ctr images tag {name} {other}: {}", said.trim());
+    Ok(())
+}
+
 fn tar(directory: &Path, archive: &Path, names: &[&str]) -> Result<()> {
     let output = Command::new("tar")
         .args(["--create", "--owner=0", "--group=0", "--numeric-owner", "--file"])
