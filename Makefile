@@ -70,8 +70,8 @@ cluster-test: ## the end-to-end suite on a real one-node Kubernetes with the cha
 	$(if $(KEEP),COUNTERSIGN_KEEP=1 )$(if $(SET),COUNTERSIGN_CASES=$(SET) )cargo test --workspace --no-fail-fast --test e2e $(if $(SET),,--test elsewhere )-- $(CASES)
 
 mixed-test: ## driver, agent and issuer of another commit beside these, on such a cluster (root; FROM=commit, CASES=text)
-	@tests/cluster/image demo
 	@tests/cluster/other $(FROM)
+	@tests/cluster/image demo
 	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test --workspace --test mixed -- $(CASES)
 
 spire-test: ## a real SPIRE on such a cluster, set up by docs/spire.md: identities, rotation, faults (root; CASES=text, KEEP=1)

@@ -10,7 +10,7 @@ use countersign_vault_tests::world::{Plan, World, in_world};
 use serde_json::{Map, Value, json};
 use tonic::Code;
 
-use crate::asking::{one, pod, refusal, refusal_of, says, value};
+use crate::asking::{counted, one, pod, refusal, refusal_of, says, value};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -155,6 +155,8 @@ async fn one_login_for_many_reads() -> Result<()> {
         let logins = audit.iter().filter(|entry| entry.is_login()).count();
         let reads = audit.iter().filter(|entry| entry.reads("kv/data/payments")).count();
         ensure!((logins, reads) == (1, 1), "{logins} logins and {reads} reads");
+        let svids = counted(&world.node, "countersign_identity_total", &["result=\"ok\""]).await?;
+        ensure!((svids - 3.0).abs() < 0.5, "{svids} SVIDs: one for each pod, and one to log in with");
         first.unpublish(SOON).await?;
         second.unpublish(SOON).await
     })
