@@ -53,12 +53,21 @@ pub struct Processor {
 impl Processor {
     /// Of a process.
     pub fn of(process: &Process) -> Result<Self> {
+        Self::of_threads(process.pid(), |_| true)
+    }
+
+    /// Of those threads of a process whose name is `chosen`.
+    pub fn of_threads(pid: u32, chosen: impl Fn(&str) -> bool) -> Result<Self> {
         let mut threads = BTreeMap::new();
         let (mut waited, mut turns) = (0, 0);
-        for thread in fs::read_dir(format!("/proc/{}/task", process.pid()))? {
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
             let thread = thread?;
+            let read = |file| fs::read_to_string(thread.path().join(file));
             // One that has ended since the directory was read.
-            let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
+            let (Ok(name), Ok(text)) = (read("comm"), read("schedstat")) else { continue };
+            if !chosen(name.trim_end()) {
+                continue;
+            }
             let mut numbers = text.split_whitespace().map(str::parse::<u64>);
             let mut next = |what: &'static str| numbers.next().context(what)?.context(what);
             let nanoseconds = next("time on a processor")?;
@@ -67,12 +76,12 @@ impl Processor {
             let name = thread.file_name().to_string_lossy().into_owned();
             threads.insert(name, Duration::from_nanos(nanoseconds));
         }
-        Ok(Self { threads, ticks: cpu_time(process.pid())?, waited: Duration::from_nanos(waited), turns })
+        Ok(Self { threads, ticks: cpu_time(pid)?, waited: Duration::from_nanos(waited), turns })
     }
 
     /// Time spent ready to run without a processor, and turns on one, since `earlier`. These are the machine's doing:
     /// how long a turn is waited for depends on who else is there.
-    pub(super) fn waits_since(&self, earlier: &Self) -> (Duration, u64) {
+    pub fn waits_since(&self, earlier: &Self) -> (Duration, u64) {
         (self.waited.saturating_sub(earlier.waited), self.turns.saturating_sub(earlier.turns))
     }
 

@@ -16,10 +16,11 @@ use countersign_cluster::node;
 use countersign_cluster::pods::{LIMIT, uid, until};
 use countersign_tests::bench::report::{Quantity, Row};
 use countersign_tests::bench::times::Times;
-use countersign_tests::bench::usage::millicores;
-use countersign_tests::processes::{Status, cpu_time};
+use countersign_tests::bench::usage::{Processor, millicores};
+use countersign_tests::processes::Status;
 use futures_util::future::try_join_all;
 use serde_json::json;
+use tokio::runtime::{self, Runtime};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -37,34 +38,41 @@ const NOBODY: &str = "none.example.org";
 /// When what a pod is was pushed last, by its uid.
 pub(super) type Heard = Arc<Mutex<HashMap<String, Instant>>>;
 
-/// A source of identities that is followed in this process.
+/// Threads that do nothing but follow a source.
+const THREADS: &str = "following";
+
+/// A source of identities that is followed in this process, on threads of its own: what else the process does for its
+/// cluster is not counted as ours.
 pub(super) struct Following {
     pub(super) source: Arc<Source>,
     pub(super) heard: Heard,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
+    runtime: Runtime,
 }
 
 impl Following {
     pub(super) fn new(way: WayConfig) -> Result<Self> {
         let config = Config { way, trust_domain: TRUST_DOMAIN.parse()?, hint: None, clock: Clock::system() };
-        Ok(Self::of(Source::Spire(Spire::open(config))))
+        Self::of(Source::Spire(Spire::open(config)))
     }
 
-    pub(super) fn of(source: Source) -> Self {
+    pub(super) fn of(source: Source) -> Result<Self> {
+        let runtime = runtime::Builder::new_multi_thread().thread_name(THREADS).enable_all().build()?;
         let source = Arc::new(source);
         let (heard, shutdown, mut tasks) = (Heard::default(), CancellationToken::new(), JoinSet::new());
         let (running, end) = (Arc::clone(&source), shutdown.clone());
-        tasks.spawn(async move { running.run(&end).await });
+        tasks.spawn_on(async move { running.run(&end).await }, runtime.handle());
         let (told, by) = (Arc::clone(&heard), Arc::clone(&source));
-        tasks.spawn(async move {
+        let listening = async move {
             loop {
                 let push = by.changed().await;
                 let mut heard = told.lock().unwrap_or_else(PoisonError::into_inner);
                 heard.insert(push.workload.pod_uid, Instant::now());
             }
-        });
-        Self { source, heard, shutdown, tasks }
+        };
+        tasks.spawn_on(listening, runtime.handle());
+        Ok(Self { source, heard, shutdown, tasks, runtime })
     }
 
     /// The time from a pod's first question to its answer.
@@ -87,6 +95,8 @@ impl Following {
     pub(super) async fn end(mut self) {
         self.shutdown.cancel();
         self.tasks.shutdown().await;
+        // Waiting for its threads here would be waiting on a thread that others need.
+        self.runtime.shutdown_background();
     }
 }
 
@@ -172,11 +182,14 @@ pub(super) async fn broker(world: &World, pods: &[Workload], effort: Effort) -> 
     let name = |whose: &str| format!("{whose} RSS with {} streams, beyond none", pods.len());
     rows.push(Row::new(name("our"), grown(before.0, after.0)));
     rows.push(Row::new(name("SPIRE agent's"), grown(before.1, after.1)));
-    let cpu = (cpu_time(ours)?, cpu_time(theirs)?);
+    let processors = || {
+        let ours = Processor::of_threads(ours, |name| name == THREADS)?;
+        Ok::<_, anyhow::Error>([ours, Processor::of_threads(theirs, |_| true)?])
+    };
+    let earlier = processors()?;
     sleep(effort.rest).await;
-    let used = |pid, before| Ok::<_, anyhow::Error>(cpu_time(pid)?.saturating_sub(before));
-    for (whose, used) in [("ours", used(ours, cpu.0)?), ("SPIRE agent's", used(theirs, cpu.1)?)] {
-        let share = Quantity::Millicores(millicores(used, effort.rest));
+    for ((whose, now), earlier) in ["ours", "SPIRE agent's"].iter().zip(processors()?).zip(&earlier) {
+        let share = Quantity::Millicores(millicores(now.since(earlier), effort.rest));
         rows.push(Row::new(format!("CPU at rest with {} streams, {whose}", pods.len()), share));
     }
     drop(streams);

@@ -71,7 +71,7 @@ async fn ask(world: &World, pods: &[Workload], effort: Effort) -> Result<Vec<Row
         &format!("--kubernetes-token={}", admin.display()),
     ])?;
     let source = choose(flags.source, &flags.api, "node-1", TRUST_DOMAIN.parse()?, Clock::system())?;
-    let following = Following::of(source);
+    let following = Following::of(source)?;
     // As kubelet hands them over: no pod waits for its token.
     let asked = pods.iter().take(effort.alone + 1).map(|pod| {
         let token = bound(world, &pod.namespace, &pod.service_account, &pod.pod_name, &pod.pod_uid)?;

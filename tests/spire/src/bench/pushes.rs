@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use countersign_agent::identity::Workload;
+use countersign_cluster::node;
 use countersign_cluster::pods::{LIMIT, uid};
 use countersign_tests::bench::report::{Quantity, Row};
+use countersign_tests::bench::usage::Processor;
 use futures_util::future::try_join_all;
 use tokio::time::{Instant, sleep};
 
@@ -57,13 +59,20 @@ pub(super) async fn measure(world: &World, effort: Effort) -> Result<Vec<Row>> {
         }
         Ok::<_, anyhow::Error>(times)
     });
+    let agent = u32::try_from(node::agent()?)?;
+    let processor = || Processor::of_threads(agent, |_| true);
+    let earlier = processor()?;
     let times = try_join_all(measuring).await?.concat();
+    let now = processor()?;
     following.end().await;
-    let mut rows = rows(
-        "a push of SPIRE's until the volume's files are swapped and read",
-        times,
-        "since a stream beside our agent's heard it",
-    )?;
+    let pushes = u32::try_from(times.len())?.max(1);
+    let each = |of: Duration| (of / pushes).as_secs_f64() * 1000.0;
+    let (used, waited) = (each(now.since(&earlier)), each(now.waits_since(&earlier).0));
+    let remark = format!(
+        "since a stream beside our agent's heard it; a push takes {used:.2} ms of the agent's processor time and \
+         {waited:.2} ms of waiting for a processor"
+    );
+    let mut rows = rows("a push of SPIRE's until the volume's files are swapped and read", times, &remark)?;
     if let Some(tail) = rows.pop() {
         rows.push(tail.target(Quantity::Time(TARGET)));
     }
