@@ -10,6 +10,7 @@ mod error;
 pub mod events;
 mod object;
 pub(crate) mod pods;
+mod quiet;
 pub mod taint;
 mod watch;
 

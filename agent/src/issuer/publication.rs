@@ -12,6 +12,7 @@
 //! Whoever may write this object decides whom the whole trust domain believes.
 
 mod plan;
+mod progress;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use crate::issuer::metrics::Metrics;
 use crate::kubernetes::{Api, ApiError, ConfigMap, Look, ObjectName, Patch, follow};
 use crate::spiffe::TrustDomain;
 use plan::{Facts, Plan, plan};
+use progress::{Progress, Seen};
 
 /// How often the entries are looked at without a reason: by then one may have to be put off or removed.
 const LOOK: Duration = Duration::from_secs(300);
@@ -54,32 +56,6 @@ pub(crate) struct Publication {
     metrics: Arc<Metrics>,
     clock: Clock,
     asked: Mutex<Option<Instant>>,
-}
-
-/// How the object was last seen.
-#[derive(Default, Clone)]
-enum Seen {
-    /// It was not.
-    #[default]
-    Never,
-    Missing,
-    Is(Arc<ConfigMap>),
-}
-
-/// What the task knows.
-#[derive(Default)]
-struct Progress {
-    /// The object as it was last seen.
-    seen: Seen,
-    /// It was seen just now, and not a while ago.
-    fresh: bool,
-    failures: u32,
-    /// Tried again then.
-    again: Option<Instant>,
-    /// Published, and ready then.
-    ready: Option<Instant>,
-    open: bool,
-    warned: Vec<String>,
 }
 
 impl Publication {
@@ -130,8 +106,7 @@ impl Publication {
         let mut changes = self.keys.revisions();
         loop {
             let look = self.clock.now() + LOOK;
-            let next = [progress.again, progress.ready.filter(|_| !progress.open)].into_iter().flatten();
-            let next = next.min().map_or(look, |next| next.min(look));
+            let next = progress.next().map_or(look, |next| next.min(look));
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 alive = news.changed() => if alive.is_err() { return },

@@ -19,6 +19,7 @@ use crate::identity::channel::{client_config, innermost, roots};
 use crate::identity::reread::{self, Reread};
 use crate::kubernetes::args::Server;
 use crate::kubernetes::error::{ApiError, message};
+use crate::kubernetes::quiet::Quiet;
 use crate::secret::Secret;
 
 /// How long one call may take: the agent waits ten seconds for all that the issuer does.
@@ -86,6 +87,7 @@ pub(crate) struct Api {
     /// Made anew when the certificate authority's file changes.
     client: Reread<HttpClient>,
     token: Reread<Secret>,
+    quiet: Quiet,
     clock: Clock,
 }
 
@@ -99,6 +101,7 @@ impl Api {
                 http_client(pem, clock)
             }),
             token: Reread::new("API server token", server.token, clock, reread::token),
+            quiet: Quiet::default(),
             clock,
         }
     }
@@ -179,6 +182,9 @@ impl Api {
     }
 
     async fn send(&self, question: &Question<'_>) -> Result<Response<Incoming>, ApiError> {
+        if let Some(refusal) = self.quiet.holds(self.clock.now()) {
+            return Err(refusal);
+        }
         let token = self.token.current().await.map_err(ApiError::Own)?;
         let client = self.client.current().await.map_err(ApiError::Own)?;
         let mut parts = self.url.clone().into_parts();
@@ -214,7 +220,9 @@ impl Api {
         let secret = question.secret.map(Secret::expose).unwrap_or_default();
         let own = self.token.current().await.ok();
         let message = message(&body, &[secret, own.as_deref().map(Secret::expose).unwrap_or_default()]);
-        ApiError::Refused { server: self.server(), status, message, retry_after }
+        let refusal = ApiError::Refused { server: self.server(), status, message, retry_after };
+        self.quiet.note(&refusal, self.clock.now());
+        refusal
     }
 
     fn broken(&self, error: &(dyn std::error::Error + 'static)) -> ApiError {

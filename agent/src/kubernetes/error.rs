@@ -86,6 +86,14 @@ impl ApiError {
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         if let Self::Refused { retry_after, .. } = self { *retry_after } else { None }
     }
+
+    /// The same, where it is a refusal, with another word on that.
+    pub(super) fn asking_for(mut self, wait: Duration) -> Self {
+        if let Self::Refused { retry_after, .. } = &mut self {
+            *retry_after = Some(wait);
+        }
+        self
+    }
 }
 
 /// The message in the body of a refusal, fit to be shown: short, printable, and without any of `secrets`.

@@ -34,8 +34,9 @@ struct CsiNode {
 
 #[derive(Deserialize)]
 struct CsiNodeSpec {
+    /// Before the first driver there is a `null`.
     #[serde(default)]
-    drivers: Vec<Driver>,
+    drivers: Option<Vec<Driver>>,
 }
 
 #[derive(Deserialize)]
@@ -73,7 +74,7 @@ impl StartupTaint {
         tokio::join!(
             follow::<CsiNode>(&self.api, &self.csi_node, shutdown, |look| match look {
                 Look::Is(node) => {
-                    let listed = node.spec.drivers.iter().any(|driver| driver.name == self.driver);
+                    let listed = node.spec.drivers.iter().flatten().any(|driver| driver.name == self.driver);
                     registered.send_if_modified(|known| std::mem::replace(known, listed) != listed);
                 }
                 Look::Missing => {
@@ -158,8 +159,10 @@ mod tests {
         json!({"metadata": {"name": "n1"}, "spec": {"podCIDR": "10.0.0.0/24", "taints": taints}})
     }
 
+    /// As kubelet writes it.
     fn csi_node(drivers: &[&str]) -> Value {
-        let drivers: Vec<_> = drivers.iter().map(|name| json!({"name": name, "nodeID": "n1"})).collect();
+        let listed: Vec<_> = drivers.iter().map(|name| json!({"name": name, "nodeID": "n1"})).collect();
+        let drivers = if listed.is_empty() { Value::Null } else { json!(listed) };
         json!({"metadata": {"name": "n1"}, "spec": {"drivers": drivers}})
     }
 
@@ -182,14 +185,17 @@ mod tests {
     async fn removed_once_the_driver_is_listed_and_again_whenever_it_comes_back() {
         let (cluster, server) = (Cluster::new(), ApiServer::start().await);
         server.put(NODE, node(&["a", TAINT, "b", TAINT]));
-        server.put(CSI_NODE, csi_node(&["other.csi.example.com"]));
+        // A node that has no driver yet: looked at once, and watched from there.
+        server.put(CSI_NODE, csi_node(&[]));
         let (shutdown, mut tasks) = start(&server, &cluster);
         while server.asked("GET", "/apis/storage.k8s.io/v1/csinodes?fieldSelector=metadata.name%3Dn1&watch=1")
             == 0
         {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+        assert_eq!(server.asked("GET", "/apis/storage.k8s.io/v1/csinodes?"), 2, "one list, and its watch");
         assert_eq!(server.asked("GET", NODE), 0, "not listed yet");
+        server.put(CSI_NODE, csi_node(&["other.csi.example.com"]));
         // Somebody changes the node between our look and our write.
         server.will(crate::kubernetes::testing::Reply::Answer(200, "{}".to_owned()));
         server.put(CSI_NODE, csi_node(&["other.csi.example.com", "csi.countersign.dev"]));

@@ -71,7 +71,10 @@ async fn each_fault_says_who_what_and_why() {
             Reply::Answer(403, testing::refusal("configmaps \"bundle\" is forbidden").to_string()),
             "it answered 403 Forbidden: configmaps \"bundle\" is forbidden",
         ),
-        (Reply::RetryAfter(429, 7), "it answered 429 Too Many Requests: slow down"),
+        (
+            Reply::Answer(429, testing::refusal("slow down").to_string()),
+            "it answered 429 Too Many Requests: slow down",
+        ),
         (Reply::Answer(500, "<html>".to_owned()), "it answered 500 Internal Server Error"),
         (
             Reply::Answer(500, testing::refusal("who is own-token\u{7}?").to_string()),
@@ -86,11 +89,6 @@ async fn each_fault_says_who_what_and_why() {
         assert_eq!(error.to_string(), format!("API server {}: {why}", server.address));
     }
     assert_eq!(server.questions().len(), 8, "no redirect was followed, nothing was asked twice");
-    server.will(Reply::RetryAfter(429, 7));
-    assert_eq!(get().await.retry_after(), Some(Duration::from_secs(7)));
-    server.will(Reply::RetryAfter(503, u64::MAX));
-    assert_eq!(get().await.retry_after(), Some(Duration::from_secs(300)), "not for ever");
-
     std::fs::remove_file(cluster.path("token")).unwrap();
     let bare = Cluster::new();
     let lost = Arc::new(Api::new(
@@ -106,6 +104,30 @@ async fn each_fault_says_who_what_and_why() {
     let error =
         Api::new(nowhere, Caller::Agent, clock()).get::<ConfigMap>(PATH).await.unwrap_err().to_string();
     assert!(error.starts_with("API server 127.0.0.1:1: ") && error.contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn nobody_asks_before_the_time_that_the_server_has_named() {
+    let (cluster, server) = (Cluster::new(), ApiServer::start().await);
+    let api = server.api(cluster.dir.path(), clock());
+    server.put(PATH, map("one"));
+    let get = async || api.get::<ConfigMap>(PATH).await;
+    server.will(Reply::RetryAfter(429, 7));
+    let told = get().await.unwrap_err();
+    assert_eq!(told.retry_after(), Some(Duration::from_secs(7)));
+    // Whatever is asked for, the answer is what was last said, with what is left of the time.
+    pass(Duration::from_secs(4)).await;
+    let held = api.create::<Value>("/x", &json!({}), None).await.unwrap_err();
+    assert_eq!(held.to_string(), told.to_string());
+    assert!(held.retry_after().unwrap() <= Duration::from_secs(3), "{held:?}");
+    assert_eq!(server.questions().len(), 1);
+    pass(Duration::from_secs(3)).await;
+    get().await.unwrap();
+    server.will(Reply::RetryAfter(503, u64::MAX));
+    assert_eq!(get().await.unwrap_err().retry_after(), Some(Duration::from_secs(300)), "not for ever");
+    pass(Duration::from_secs(300)).await;
+    get().await.unwrap();
+    assert_eq!(server.questions().len(), 4);
 }
 
 #[tokio::test]

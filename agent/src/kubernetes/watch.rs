@@ -76,8 +76,10 @@ pub(crate) async fn follow<T: DeserializeOwned>(
 /// How long to wait after the `failures`th failure in a row.
 fn pause(error: &ApiError, failures: u32) -> Duration {
     let doubled = REST.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST);
-    let pause = error.retry_after().map_or(doubled, |wanted| wanted.max(doubled));
-    pause.mul_f64(rand::rng().random_range(0.9..=1.1))
+    let pause = doubled.mul_f64(rand::rng().random_range(0.9..=1.1));
+    // Never sooner than was asked for, and not everybody at that very moment.
+    let wanted = |wanted: Duration| wanted.mul_f64(rand::rng().random_range(1.0..=1.1));
+    error.retry_after().map_or(pause, |asked| wanted(asked).max(pause))
 }
 
 /// One list and the watch from there to its end.
@@ -153,6 +155,32 @@ impl Lines {
             if self.read.len() > MAX_ANSWER {
                 return Err(api.unreadable("its watch sent a line that is too long"));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use super::*;
+
+    #[test]
+    fn a_pause_grows_and_is_never_shorter_than_was_asked_for() {
+        let refused = |seconds: Option<u64>| ApiError::Refused {
+            server: String::new(),
+            status: StatusCode::TOO_MANY_REQUESTS,
+            message: String::new(),
+            retry_after: seconds.map(Duration::from_secs),
+        };
+        let seconds = |range: std::ops::RangeInclusive<f64>, pause: Duration| {
+            assert!(range.contains(&pause.as_secs_f64()), "{pause:?}");
+        };
+        for _ in 0..100 {
+            seconds(0.9..=1.1, pause(&refused(None), 1));
+            seconds(27.0..=33.0, pause(&refused(None), 99));
+            seconds(60.0..=66.0, pause(&refused(Some(60)), 1));
+            seconds(27.0..=33.0, pause(&refused(Some(2)), 99));
         }
     }
 }
