@@ -19,6 +19,7 @@ pub mod node;
 pub mod parts;
 pub mod pki;
 pub mod pods;
+pub mod refusing;
 pub mod scan;
 pub mod secrets;
 pub mod target;
