@@ -27,6 +27,8 @@ pub struct Options {
     pub kubelet: &'static str,
     /// Which Kubernetes.
     pub version: Version,
+    /// Serve policies as beta too, where they are more than that already.
+    pub beta: bool,
 }
 
 /// A running cluster of one node. Everything ends when it is dropped.

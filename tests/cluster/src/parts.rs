@@ -131,7 +131,7 @@ pub async fn apiserver(files: &Files, options: &Options) -> Result<Process> {
         format!("-v={}", options.verbosity),
     ]);
     arguments.extend(gates(options));
-    arguments.extend(options.version.switches().map(str::to_owned));
+    arguments.extend(options.version.switches(options.beta).map(str::to_owned));
     let mut process = start(files, "kube-apiserver", &tool("kube-apiserver")?, &arguments)?;
     let kubectl = tool("kubectl")?;
     let config = files.etc("admin.kubeconfig");

@@ -71,10 +71,16 @@ impl Version {
         gates
     }
 
-    /// Arguments of the API server that switch on what is served only on demand.
-    pub fn switches(self) -> Option<&'static str> {
-        (self.policy() == Some("v1beta1"))
-            .then_some("--runtime-config=admissionregistration.k8s.io/v1beta1=true")
+    /// Whether policies can be had as beta where they are v1: until 1.40 takes that away.
+    pub fn beta_beside(self) -> bool {
+        matches!(self.minor, 36..40)
+    }
+
+    /// Arguments of the API server that switch on what is served only on demand: the beta of policies where there is
+    /// nothing newer, and beside what is newer where that is asked for.
+    pub fn switches(self, beta: bool) -> Option<&'static str> {
+        let needed = self.policy() == Some("v1beta1") || beta && self.beta_beside();
+        needed.then_some("--runtime-config=admissionregistration.k8s.io/v1beta1=true")
     }
 }
 
@@ -112,8 +118,16 @@ mod tests {
         let of =
             |version: &str| Version::of_module(&format!("require {MODULE} {version} // indirect")).unwrap();
         assert_eq!((of("v1.31.14").policy(), of("v1.31.14").ways().len()), (None, 1));
-        assert_eq!((of("v1.35.4").policy(), of("v1.35.4").switches().is_some()), (Some("v1beta1"), true));
+        assert_eq!(
+            (of("v1.35.4").policy(), of("v1.35.4").switches(false).is_some()),
+            (Some("v1beta1"), true)
+        );
         assert_eq!((of("v1.37.2").policy(), of("v1.37.2").gates().len()), (Some("v1"), 0));
+        let beside = |version: &str| [false, true].map(|beta| of(version).switches(beta).is_some());
+        assert_eq!(
+            [beside("v1.31.14"), beside("v1.37.2"), beside("v1.40.0")],
+            [[false; 2], [false, true], [false; 2]]
+        );
         assert_eq!(of("v1.37.2").to_string(), "1.37.2");
     }
 

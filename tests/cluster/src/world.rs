@@ -179,7 +179,8 @@ fn start(cases: Vec<Case>, kubelet: &'static str, more: &Value) -> Result<ExitCo
     match enter()? {
         Entered::Ended(code) => Ok(code),
         Entered::Inside(place) => {
-            let options = Options { sync: SYNC, verbosity: VERBOSITY, kubelet, version: Version::chosen()? };
+            let version = Version::chosen()?;
+            let options = Options { sync: SYNC, verbosity: VERBOSITY, kubelet, version, beta: false };
             let cluster = runtime.block_on(Cluster::start(&place, options))?;
             run(&runtime, arguments, cases, Some(cluster), &place.directory, more)
         }

@@ -281,6 +281,7 @@ fn begin(secrets: &[(&str, Value)]) -> Result<Result<(Runtime, Arc<World>), Exit
         verbosity: 2,
         kubelet: KUBELET,
         version: Version::chosen()?,
+        beta: false,
     };
     let world = runtime.block_on(async {
         let cluster = Cluster::start(&place, options).await?;

@@ -46,6 +46,7 @@ fn main() -> Result<ExitCode> {
         verbosity: 2,
         kubelet: KUBELET,
         version: Version::chosen()?,
+        beta: false,
     };
     let cluster = runtime.block_on(Cluster::start(&place, options))?;
     match line.what {

@@ -1,8 +1,10 @@
-//! Admission on a real API server, without nodes: what pods are given and what is refused, first by the policy and
-//! then by the webhook, which must come to the same. A Kubernetes that has no such policies has the webhook alone.
+//! Admission on a real API server, without nodes: what pods are given and what is refused, first by the policy, then by
+//! the policy as beta and by the webhook, which must come to the same. A Kubernetes that has no such policies has the
+//! webhook alone.
 
 #![expect(clippy::indexing_slicing, reason = "a JSON value answers null for what is not there")]
 
+mod beta;
 mod nodes;
 mod server;
 mod workloads;
@@ -76,14 +78,20 @@ async fn all(server: &mut Server, version: Version, outcomes: &mut Outcomes) -> 
                 .push(("the largest pods are within the limits".to_owned(), workloads::large(server).await));
             nodes::cases(server, outcomes).await?;
         }
+        if way == "policy" && version.beta_beside() {
+            beta::in_its_place(server).await?;
+            made.push(tables(server, "policy v1beta1", outcomes).await?);
+        }
     }
-    if let [by_policy, by_webhook] = made.as_slice() {
-        for (name, pod) in by_policy {
-            let same = match by_webhook.get(name) {
-                Some(other) if other == pod => Ok(()),
-                other => Err(anyhow::anyhow!("policy:\n{pod:#}\nwebhook:\n{other:#?}")),
-            };
-            outcomes.push((format!("the same both ways: {name}"), same));
+    if let Some((first, others)) = made.split_first()
+        && !others.is_empty()
+    {
+        for (name, pod) in first {
+            let differs = others.iter().find(|way| way.get(name) != Some(pod));
+            let same = differs.map_or(Ok(()), |other| {
+                Err(anyhow::anyhow!("first way:\n{pod:#}\nanother:\n{:#?}", other.get(name)))
+            });
+            outcomes.push((format!("the same all ways: {name}"), same));
         }
     }
     outcomes.push(("injection that is missing is told".to_owned(), server.missing().await));

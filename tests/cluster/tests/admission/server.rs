@@ -27,7 +27,7 @@ pub(crate) const SYSTEM: &str = "countersign-system";
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Where policies are.
-const ADMISSION: &str = "/apis/admissionregistration.k8s.io/v1";
+pub(crate) const ADMISSION: &str = "/apis/admissionregistration.k8s.io/v1";
 
 /// An API server with the chart in it.
 pub(crate) struct Server {
@@ -43,7 +43,8 @@ impl Server {
         let files = Files::new(&place.directory)?;
         pki::make(&files)?;
         parts::users(&files)?;
-        let options = Options { sync: Duration::from_secs(60), verbosity: 2, kubelet: KUBELET, version };
+        let sync = Duration::from_secs(60);
+        let options = Options { sync, verbosity: 2, kubelet: KUBELET, version, beta: true };
         let mut processes = vec![parts::etcd(&files).await?, parts::apiserver(&files, &options).await?];
         processes.push(controllers(&files)?);
         let client = target::client(Some(&files.etc("admin.kubeconfig"))).await?;
@@ -128,7 +129,7 @@ impl Server {
     }
 
     /// A pod that asks for its identity.
-    async fn asking(&self) -> Result<Answer> {
+    pub(crate) async fn asking(&self) -> Result<Answer> {
         let annotations = json!({"countersign.dev/inject": "true", "svid.countersign.dev/x509": "a,b,c"});
         self.pod(&annotations, &json!([])).await
     }
@@ -248,12 +249,22 @@ impl Server {
         delete(&self.client, &format!("{ADMISSION}/mutatingwebhookconfigurations/countersign"))
             .await?
             .object()?;
+        self.gives_nothing().await
+    }
+
+    /// Waits until nothing injects.
+    pub(crate) async fn gives_nothing(&self) -> Result<()> {
         self.until("the refusal", async || {
             let refusal = self.asking().await?.refusal()?;
             ensure!(refusal.contains("the pod was not given its volume"), "{refusal}");
             Ok(())
         })
         .await
+    }
+
+    /// The run's own files.
+    pub(crate) fn files(&self) -> &Files {
+        &self.files
     }
 
     /// A token of a pod of this service account, which is made on `node`.
