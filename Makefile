@@ -10,6 +10,10 @@ define SHIPPED
 cargo build --release --quiet --package countersign-driver
 cargo build --release --quiet --package countersign-agent
 endef
+# What starts a cluster looks first whether CASES and SET name anything in its suites: that takes seconds, and the rest minutes.
+named = $(if $(CASES)$(SET),@$(if $(SET),COUNTERSIGN_CASES=$(SET) )cargo test --quiet --workspace $(1) -- --list $(CASES) | grep ': test$$' >/dev/null \
+	|| { echo "no case has that name: CASES=$(CASES)$(if $(SET), SET=$(SET))" >&2; exit 1; })
+CLUSTER_SUITES = --test e2e$(if $(SET),, --test elsewhere)
 DEMO := $(if $(filter vault,$(STORE)),countersign-vault-demo,countersign-demo)
 
 help: ## show this list
@@ -66,15 +70,18 @@ image: ## build both images (docker, podman or buildah) and their archives in ta
 	@tests/cluster/image $(or $(PROFILE),release)
 
 cluster-test: ## the end-to-end suite on a real one-node Kubernetes with the chart (root; CASES=text, KEEP=1; KUBERNETES=1.31, SET=older)
+	$(call named,$(CLUSTER_SUITES))
 	@tests/cluster/image demo
-	$(if $(KEEP),COUNTERSIGN_KEEP=1 )$(if $(SET),COUNTERSIGN_CASES=$(SET) )cargo test --workspace --no-fail-fast --test e2e $(if $(SET),,--test elsewhere )-- $(CASES)
+	$(if $(KEEP),COUNTERSIGN_KEEP=1 )$(if $(SET),COUNTERSIGN_CASES=$(SET) )cargo test --workspace --no-fail-fast $(CLUSTER_SUITES) -- $(CASES)
 
 mixed-test: ## driver, agent and issuer of another commit beside these, on such a cluster (root; FROM=commit, CASES=text)
+	$(call named,--test mixed)
 	@tests/cluster/other $(FROM)
 	@tests/cluster/image demo
 	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test --workspace --test mixed -- $(CASES)
 
 spire-test: ## a real SPIRE on such a cluster, set up by docs/spire.md: identities, rotation, faults (root; CASES=text, KEEP=1)
+	$(call named,--test spire)
 	@tests/cluster/image demo
 	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test --workspace --test spire -- $(CASES)
 
@@ -93,6 +100,7 @@ cluster: ## start such a cluster with the chart installed, and a shell in it (ro
 
 e2e: ## run the end-to-end suite on the cluster of KUBECONFIG (COUNTERSIGN_REGISTRY, COUNTERSIGN_TAG, COUNTERSIGN_TEST_IMAGE)
 	@test -n "$(KUBECONFIG)" || { echo "set KUBECONFIG, or use make cluster-test" >&2; exit 1; }
+	$(call named,--test e2e)
 	@test -x $(TARGET)/images/context/countersign-agent || tests/cluster/image demo
 	cargo test --workspace --test e2e -- $(CASES)
 

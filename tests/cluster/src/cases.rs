@@ -71,25 +71,43 @@ impl<W> Case<W> {
     }
 }
 
-/// Which cases are run at all, by `COUNTERSIGN_CASES`: `older` has those that are marked so. All without it.
-fn chosen<W>(cases: Vec<Case<W>>) -> Result<Vec<Case<W>>> {
-    match std::env::var(CHOICE).as_deref() {
-        Err(_) | Ok("") => Ok(cases),
-        Ok("older") => {
-            let (chosen, left): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.older);
-            tell(&format!("{CHOICE}=older: {} cases of {}", chosen.len(), chosen.len() + left.len()));
-            Ok(chosen)
-        }
-        Ok(other) => bail!("{CHOICE}={other}: there is `older`, and all without it"),
+/// What there is to do.
+pub enum Planned<W> {
+    /// These cases are to be run.
+    Cases(Vec<Case<W>>),
+    /// It is done: nothing is left to run.
+    Ended(ExitCode),
+}
+
+/// Chooses the cases, and lists them where the arguments ask for that. Before there is a world for them: who has
+/// misspelt his choice is not to wait for one.
+pub fn planned<W>(arguments: &Arguments, cases: Vec<Case<W>>) -> Result<Planned<W>> {
+    let set = std::env::var(CHOICE).unwrap_or_default();
+    let cases: Vec<_> = named(&set, cases)?.into_iter().filter(|case| wanted(arguments, case.name)).collect();
+    if arguments.list {
+        let trials = cases.iter().map(|case| Trial::test(case.name, || Ok(())));
+        return Ok(Planned::Ended(libtest_mimic::run(arguments, trials.collect()).exit_code()));
+    }
+    if cases.is_empty() {
+        tell("no case of this suite has that name: nothing is started for it");
+        return Ok(Planned::Ended(ExitCode::SUCCESS));
+    }
+    Ok(Planned::Cases(cases))
+}
+
+/// The cases of a set: `older` has those that are marked so, and the set without a name all.
+fn named<W>(set: &str, cases: Vec<Case<W>>) -> Result<Vec<Case<W>>> {
+    match set {
+        "" => Ok(cases),
+        "older" => Ok(cases.into_iter().filter(|case| case.older).collect()),
+        other => bail!("{CHOICE}={other}: there is `older`, and all without it"),
     }
 }
 
-/// Lists the cases, where the arguments ask for that: no world is needed for it.
-pub fn listed<W>(arguments: &Arguments, cases: &[Case<W>]) -> Option<ExitCode> {
-    arguments.list.then(|| {
-        let trials = cases.iter().map(|case| Trial::test(case.name, || Ok(())));
-        libtest_mimic::run(arguments, trials.collect()).exit_code()
-    })
+/// Whether the arguments leave a case in, as the standard harness has it.
+fn wanted(arguments: &Arguments, name: &str) -> bool {
+    let fits = |text: &String| if arguments.exact { name == text } else { name.contains(text.as_str()) };
+    arguments.filter.as_ref().is_none_or(fits) && !arguments.skip.iter().any(fits)
 }
 
 /// Runs the cases as the standard harness would. Without a node in hand those that need one are ignored, and that is
@@ -99,8 +117,10 @@ pub fn run<W: Send + Sync + 'static>(
     cases: Vec<Case<W>>,
     world: &Arc<W>,
     node: bool,
-) -> Result<Conclusion> {
-    let cases = chosen(cases)?;
+) -> Conclusion {
+    if let Some(set) = std::env::var(CHOICE).ok().filter(|set| !set.is_empty()) {
+        tell(&format!("{CHOICE}={set}: {} cases", cases.len()));
+    }
     arguments.test_threads = arguments.test_threads.or(Some(PARALLEL));
     let order = Arc::new(RwLock::new(()));
     let lacking = cases.iter().filter(|case| case.kind == Kind::Node && !node).count();
@@ -114,11 +134,50 @@ pub fn run<W: Send + Sync + 'static>(
     if lacking > 0 {
         tell(&format!("{lacking} cases are ignored: they need a node in hand; `make cluster-test` has one"));
     }
-    Ok(conclusion)
+    conclusion
 }
 
 /// Says something to who runs the cases.
 #[expect(clippy::print_stderr, reason = "a test harness speaks to who runs it")]
 pub fn tell(text: &str) {
     eprintln!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(words: &[&str]) -> Arguments {
+        Arguments::from_iter(["suite"].iter().chain(words))
+    }
+
+    fn cases() -> Vec<Case<()>> {
+        let case = |name| case(name, Kind::Harmless, async |_| Ok(()));
+        vec![case("pod_starts").on_older(), case("pod_waits")]
+    }
+
+    #[test]
+    fn a_set_is_known_or_refused() {
+        let names =
+            |set| named(set, cases()).map(|cases| cases.iter().map(|case| case.name).collect::<Vec<_>>());
+        assert_eq!(names("").unwrap(), ["pod_starts", "pod_waits"]);
+        assert_eq!(names("older").unwrap(), ["pod_starts"]);
+        let error = names("odler").unwrap_err().to_string();
+        assert!(error.contains("COUNTERSIGN_CASES=odler"), "{error}");
+    }
+
+    #[test]
+    fn without_a_case_there_is_nothing_to_start_a_world_for() {
+        let left = |words: &[&str]| match planned(&arguments(words), cases()).unwrap() {
+            Planned::Cases(cases) => cases.len(),
+            Planned::Ended(_) => 0,
+        };
+        assert_eq!(left(&[]), 2);
+        assert_eq!(left(&["pod_"]), 2);
+        assert_eq!(left(&["starts"]), 1);
+        assert_eq!(left(&["strats"]), 0);
+        assert_eq!(left(&["pod_", "--exact"]), 0);
+        assert_eq!(left(&["--skip", "waits"]), 1);
+        assert_eq!(left(&["--list"]), 0);
+    }
 }

@@ -14,6 +14,7 @@ use kube::{Api, Client};
 use libtest_mimic::Arguments;
 use serde_json::{Value, json};
 
+use crate::cases::Planned;
 pub use crate::cases::{Kind, case};
 use crate::chart::{Helm, Images, values};
 use crate::cluster::{Cluster, Options};
@@ -166,9 +167,10 @@ pub fn main_with(cases: Vec<Case>, values: &Value) -> Result<ExitCode> {
 
 fn start(cases: Vec<Case>, kubelet: &'static str, more: &Value) -> Result<ExitCode> {
     let arguments = Arguments::from_args();
-    if let Some(code) = cases::listed(&arguments, &cases) {
-        return Ok(code);
-    }
+    let cases = match cases::planned(&arguments, cases)? {
+        Planned::Cases(cases) => cases,
+        Planned::Ended(code) => return Ok(code),
+    };
     let foreign = std::env::var_os("KUBECONFIG").is_some();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     if foreign {
@@ -200,7 +202,7 @@ fn run(
         cases::tell(&format!("on Kubernetes {}", cluster.version()));
     }
     let world = Arc::new(runtime.block_on(World::new(cluster, directory, "trace", more))?);
-    let conclusion = cases::run(arguments, cases, &world, node)?;
+    let conclusion = cases::run(arguments, cases, &world, node);
     if conclusion.has_failed() {
         cases::tell(&runtime.block_on(world.report()));
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use countersign_cluster::cases::Planned;
 pub use countersign_cluster::cases::{Kind, case};
 use countersign_cluster::chart::{Helm, Images, values};
 use countersign_cluster::cluster::{Cluster, Options};
@@ -238,14 +239,15 @@ pub fn follow(pod: &Pod) -> Result<Follower> {
 /// Runs the cases as the standard harness would, its arguments included, on one node. To be called first in `main`.
 pub fn main(cases: Vec<Case>, secrets: &[(&str, Value)]) -> Result<ExitCode> {
     let arguments = Arguments::from_args();
-    if let Some(code) = cases::listed(&arguments, &cases) {
-        return Ok(code);
-    }
+    let cases = match cases::planned(&arguments, cases)? {
+        Planned::Cases(cases) => cases,
+        Planned::Ended(code) => return Ok(code),
+    };
     let (runtime, world) = match begin(secrets)? {
         Ok(begun) => begun,
         Err(code) => return Ok(code),
     };
-    let conclusion = cases::run(arguments, cases, &world, true)?;
+    let conclusion = cases::run(arguments, cases, &world, true);
     if conclusion.has_failed() {
         cases::tell(&runtime.block_on(world.report()));
     }
