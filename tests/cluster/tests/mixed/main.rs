@@ -68,7 +68,11 @@ fn main() -> Result<ExitCode> {
 async fn run(world: Arc<World>, case: &str, mixtures: Vec<Mixture>) -> Result<()> {
     others()?;
     let space = world.space(&format!("skew-{case}")).await?;
-    let outcome = through(&world, &space, mixtures).await;
+    let outcome = match through(&world, &space, mixtures).await {
+        Ok(()) => Ok(()),
+        // Before all is put right again: which pods there were, and what they said.
+        Err(error) => Err(error.context(world.system().await?.tails(40).await)),
+    };
     mixed(&world.system().await?, Mixture::default()).await?;
     outcome?;
     space.remove().await
