@@ -160,9 +160,16 @@ impl Directory {
     }
 
     /// What a file holds; none where there is no such file.
-    pub(crate) fn held(&self, path: &FilePath) -> Option<Secret> {
-        let current = self.current.as_ref()?;
-        tree::read(&self.root, &current.name, path.as_str()).ok()
+    ///
+    /// # Errors
+    /// [`Error::Directory`] where that can't be told.
+    pub(crate) fn held(&self, path: &FilePath) -> Result<Option<Secret>, Error> {
+        let Some(current) = &self.current else { return Ok(None) };
+        match tree::read(&self.root, &current.name, path.as_str()) {
+            Ok(content) => Ok(Some(content)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(kind) => Err(kind).during("reading a file that stays"),
+        }
     }
 
     /// Removes generations whose grace has passed by `now`; returns when to come again, if there are more.

@@ -93,6 +93,13 @@ impl fmt::Display for FilePath {
     }
 }
 
+impl FileSpec {
+    /// The secrets that the file may be made from, those of a template's branches included.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = Source> {
+        self.content.calls().into_iter().map(|reference| reference.source.clone())
+    }
+}
+
 /// `<store>:<path>[#<field>][?option&option]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reference {

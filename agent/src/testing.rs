@@ -1,6 +1,6 @@
 //! Sources that do as a test tells them. Compiled for tests only.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -47,6 +47,15 @@ fn federating(id: &str, from: SystemTime, life: Duration, serial: usize, with: &
     }
 }
 
+/// A text, or fields.
+fn document(value: &str) -> Node {
+    let fields = value.split_whitespace().map(|part| part.split_once('='));
+    let text = |text: &str| Node::Text(Secret::from(text.to_owned()));
+    let fields = fields.map(|field| field.map(|(name, value)| (name.to_owned(), text(value))));
+    let fields = fields.collect::<Option<BTreeMap<_, _>>>().filter(|fields| !fields.is_empty());
+    fields.map_or_else(|| text(value), Node::Map)
+}
+
 /// Somebody with this identity.
 pub(crate) fn caller(identity: &Identity) -> Caller<'_> {
     static WORKLOAD: OnceLock<Workload> = OnceLock::new();
@@ -66,6 +75,7 @@ pub(crate) struct FakeSources {
     secrets: Mutex<HashMap<String, String>>,
     failure: Mutex<Option<Error>>,
     identity_failure: Mutex<Option<Error>>,
+    jwt_failure: Mutex<Option<Error>>,
     delay: Mutex<Duration>,
     hanging: Mutex<HashSet<String>>,
     apart: Mutex<HashSet<String>>,
@@ -87,6 +97,13 @@ pub(crate) struct FakeSources {
 }
 
 impl FakeSources {
+    /// The SVIDs that come are numbered from here on.
+    pub(crate) fn number_from(&self, serial: usize) {
+        self.signed.store(serial, Ordering::SeqCst);
+        self.minted.store(serial, Ordering::SeqCst);
+    }
+
+    /// A value such as `x=1 y=2` has fields.
     pub(crate) fn put(&self, path: &str, value: &str) {
         self.secrets.lock().unwrap().insert(path.to_owned(), value.to_owned());
     }
@@ -101,6 +118,11 @@ impl FakeSources {
 
     pub(crate) fn fail_identity(&self, error: Option<Error>) {
         *self.identity_failure.lock().unwrap() = error;
+    }
+
+    /// No audience gets a JWT-SVID for as long as there is an error.
+    pub(crate) fn fail_jwts(&self, error: Option<Error>) {
+        *self.jwt_failure.lock().unwrap() = error;
     }
 
     pub(crate) fn heal(&self) {
@@ -208,6 +230,7 @@ impl Sources for FakeSources {
 
     async fn jwt(&self, _: &Workload, _: &[Token], _: &Identity, audience: &str) -> Result<JwtSvid, Error> {
         self.identity_trouble()?;
+        self.jwt_failure.lock().unwrap().clone().map_or(Ok(()), Err)?;
         let serial = self.minted.fetch_add(1, Ordering::SeqCst) + 1;
         let (now, life) = (self.wall(), Duration::from_secs(300));
         let token = Secret::from(format!("jwt {serial} for {audience}"));
@@ -269,7 +292,7 @@ impl Sources for FakeSources {
         let Some(value) = value else {
             return Err(Error::NotFound { reference: source.to_string(), problem: "no such secret".into() });
         };
-        let document = Arc::new(Node::Text(Secret::from(value.clone())));
+        let document = Arc::new(document(&value));
         let fresh = self.fresh.lock().unwrap().unwrap_or(Fresh::AsAsked);
         Ok(Answer::Secret(Fetched { document, version: value, fresh, request_id: None }))
     }

@@ -3,7 +3,9 @@
 //! First publish, refresh, rotation, retry and republish all are a turn; they differ only in why it ran.
 
 mod compose;
+mod draft;
 mod identify;
+mod mixture;
 
 use std::collections::{BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
@@ -20,7 +22,7 @@ use crate::Error;
 use crate::cache::{Cache, Look};
 use crate::clock::Clock;
 use crate::files::{Change, FileSet};
-use crate::request::{Content, Reference, Source};
+use crate::request::{Reference, Source};
 use crate::secret::Node;
 use crate::sources::{Caller, Sources};
 use crate::volume::{Inputs, Volume};
@@ -160,42 +162,31 @@ async fn gather<S: Sources>(volume: &mut Volume, world: &World<S>, due: &mut Due
         }
     };
     let jwts = jwts(volume, world, &identity, due, &mut trouble).await?;
-    let mut inputs = Inputs { secrets: HashMap::new(), held: Vec::new(), identity, jwts, lacking: None };
+    let mut inputs = Inputs { secrets: HashMap::new(), held: HashMap::new(), identity, jwts, lacking: None };
     let mut wanted: Vec<_> = volume.request.references().chain(&volume.asked).cloned().collect();
     volume.asked.clear();
-    for round in 0..ROUNDS {
+    let mut round = 0;
+    loop {
         look_up(volume, world, &mut inputs, &wanted, due, &mut trouble).await?;
         if let Some(written) = volume.written.as_ref()
             && round == 0
             && written.same(&inputs)
             && !ages(volume, &inputs, world.clock.wall())
         {
-            inputs.lacking.clone_from(&written.lacking);
+            inputs.lack_as(written);
             volume.asked = wanted.split_off(volume.request.references().count());
             return Ok(Gathered { files: None, inputs, trouble });
         }
-        wanted = match compose(volume, &inputs, world.clock.wall())? {
+        round += 1;
+        wanted = match compose(volume, &mut inputs, world.clock.wall(), round == ROUNDS)? {
             Composed::Needs(references) => references,
-            Composed::Files(files, lacking) => {
-                inputs.lacking = lacking;
+            Composed::Files(files) => {
                 volume.entries.retain(|source, _| inputs.secrets.contains_key(source));
                 return Ok(Gathered { files: Some(files), inputs, trouble });
             }
         };
         volume.asked.extend_from_slice(&wanted);
     }
-    let key = volume
-        .request
-        .files
-        .iter()
-        .find(|f| matches!(f.content, Content::Template(_)))
-        .map(|f| f.key.clone());
-    Err(Error::Template {
-        key: key.unwrap_or_default(),
-        problem: format!(
-            "asks for ever more secrets after {ROUNDS} rounds; name them without one another's help"
-        ),
-    })
 }
 
 /// Asks the cache for everything `wanted` that is not among the `inputs` yet, all at once.
@@ -249,7 +240,7 @@ async fn look_up<S: Sources>(
     for (source, entry, look) in looks {
         volume.entries.extend(entry.map(|entry| (source.clone(), entry)));
         due.at(look.due);
-        inputs.held.extend(look.held.clone());
+        inputs.held.extend(look.held.clone().map(|held| (source.clone(), held)));
         if volume.wipes() && look.document.is_none() && !look.withdrawn {
             // Nothing is at hand that could stay, and nothing may go on a store's first word.
             doubtful = doubtful.or_else(|| {

@@ -1,5 +1,7 @@
 //! One volume: what it is to hold, as whom, and what is known of it between two turns.
 
+mod inputs;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -12,11 +14,9 @@ use crate::Error;
 use crate::cache::Entry;
 use crate::files::Directory;
 use crate::identity::{Identity, JwtSvid, Push, Subscription, Token, Workload};
-use crate::render::Material;
 use crate::request::{OnRevoked, Reference, Request, Source};
-use crate::secret::Node;
 use crate::sources::Stale;
-use crate::store::Held;
+pub(crate) use inputs::{Inputs, Lacking};
 
 /// Kubelet's id of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -86,6 +86,8 @@ pub struct Volume {
     /// The pod's other SVIDs, by their hints: those that stores want to be shown.
     pub(crate) others: HashMap<Arc<str>, Other>,
     pub(crate) jwts: HashMap<String, Arc<JwtSvid>>,
+    /// By their audiences, where another JWT-SVID could not be had.
+    pub(crate) jwt_retries: HashMap<String, Retry>,
     /// Held so that the cache keeps them.
     pub(crate) entries: HashMap<Source, Arc<Entry>>,
     /// References that only rendering brings to light, as the last turn met them.
@@ -98,61 +100,6 @@ pub struct Volume {
     pub(crate) ending: Option<SystemTime>,
     /// Turns in a row that failed.
     pub(crate) failures: u32,
-}
-
-/// Everything that a volume's files are made from. Held, so that equal pointers mean equal contents.
-#[derive(Debug, Clone)]
-pub(crate) struct Inputs {
-    pub(crate) secrets: HashMap<Source, Result<Arc<Node>, Error>>,
-    /// What keeps them alive at their stores, for as long as files are made from them.
-    pub(crate) held: Vec<Held>,
-    pub(crate) identity: Arc<Identity>,
-    pub(crate) jwts: HashMap<String, Arc<JwtSvid>>,
-    /// What the files made from this lack, by the pod's own wish, and why.
-    pub(crate) lacking: Option<Lacking>,
-}
-
-/// Files that were left out because what they are made from was withdrawn, or that stayed though it was.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Lacking {
-    /// How many were left out.
-    pub(crate) files: usize,
-    /// The first reason.
-    pub(crate) error: Error,
-}
-
-impl Inputs {
-    /// Whether rendering `other` could not give other bytes.
-    pub(crate) fn same(&self, other: &Self) -> bool {
-        let secret =
-            |(source, one): (&Source, &Result<Arc<Node>, Error>)| match (one, other.secrets.get(source)) {
-                (Ok(one), Some(Ok(two))) => Arc::ptr_eq(one, two),
-                (Err(one), Some(Err(two))) => one == two,
-                _ => false,
-            };
-        let jwt = |(audience, one): (&String, &Arc<JwtSvid>)| {
-            other.jwts.get(audience).is_some_and(|two| Arc::ptr_eq(one, two))
-        };
-        Arc::ptr_eq(&self.identity.x509, &other.identity.x509)
-            && self.secrets.len() == other.secrets.len()
-            && self.secrets.iter().all(secret)
-            && self.jwts.len() == other.jwts.len()
-            && self.jwts.iter().all(jwt)
-    }
-}
-
-impl Material for Inputs {
-    fn secret(&self, source: &Source) -> Option<Result<Arc<Node>, Error>> {
-        self.secrets.get(source).cloned()
-    }
-
-    fn identity(&self) -> Option<&Identity> {
-        Some(&self.identity)
-    }
-
-    fn jwt(&self, audience: &str) -> Option<Result<Arc<JwtSvid>, Error>> {
-        self.jwts.get(audience).cloned().map(Ok)
-    }
 }
 
 /// Another SVID of the pod than the volume's: no file is made of it, but a store is asked by it.
@@ -205,6 +152,7 @@ impl Volume {
             identity_retry: None,
             others: HashMap::new(),
             jwts: HashMap::new(),
+            jwt_retries: HashMap::new(),
             entries: HashMap::new(),
             asked: Vec::new(),
             written: None,
@@ -229,6 +177,7 @@ impl Volume {
         self.identity_retry = None;
         self.others.clear();
         self.jwts.clear();
+        self.jwt_retries.clear();
         self.entries.clear();
         self.asked.clear();
         self.written = None;
@@ -265,6 +214,7 @@ impl Volume {
             self.tokens = news.tokens;
             // A token is what a refused identity may have been waiting for.
             self.identity_retry = None;
+            self.jwt_retries.clear();
         }
         if let Some(descriptor) = news.directory {
             let directory = Directory::open(&descriptor, self.capacity, now)?;

@@ -1,4 +1,5 @@
 mod hints;
+mod ill;
 mod outage;
 mod policies;
 mod pushes;

@@ -1,74 +1,96 @@
-//! From what was gathered to the set of files, and which of them are left out when something was withdrawn.
+//! From what was gathered to the set of files; which of them are left out when something was withdrawn, and which stay as
+//! they were because they can't be made.
 
 use std::time::SystemTime;
 
+use super::draft::{Draft, Made, made, may_stay, needs, restore, set, stay};
+use super::mixture::Mixture;
 use crate::Error;
-use crate::files::{FileSet, default_mode};
-use crate::render::{Rendered, render};
+use crate::files::FileSet;
 use crate::request::{Content, FileSpec, Reference};
-use crate::secret::Secret;
 use crate::volume::{Inputs, Lacking, Volume};
 
 /// What rendering all files came to.
 pub(super) enum Composed {
-    /// All files, and what they lack by the pod's own wish.
-    Files(FileSet, Option<Lacking>),
+    /// All files. What they lack is told with the inputs, which are now what the files show.
+    Files(FileSet),
     /// These have to be looked up first.
     Needs(Vec<Reference>),
 }
 
-/// Renders the files of `volume` from `inputs`. `wall` is the time of day.
+/// Renders the files of `volume` from `inputs`. `wall` is the time of day; in the `last` round nothing more is looked up.
+///
+/// A file that can't be made holds up none that has nothing to do with it. It is made from its secrets as they were before;
+/// where those are not at hand, because another agent had them, it stays as it is. Either goes for all files that are made
+/// from the same secrets, for these change together.
 ///
 /// # Errors
-/// What keeps the files as they are: everything that the pod has not asked to be wiped for.
-pub(super) fn compose(volume: &Volume, inputs: &Inputs, wall: SystemTime) -> Result<Composed, Error> {
-    let mut files = FileSet::default();
-    let (mut lacking, mut failed, mut stale) = (None, None, None);
-    let mut needs = Vec::new();
+/// What keeps all files as they are: of a pod that is about to start anything that can't be made, and of one that runs
+/// its X.509-SVID, or a file that should stay and can't be read.
+pub(super) fn compose(
+    volume: &Volume,
+    inputs: &mut Inputs,
+    wall: SystemTime,
+    last: bool,
+) -> Result<Composed, Error> {
+    let (mut lacking, mut failed) = (None, None);
+    let mut drafts = Vec::with_capacity(volume.request.files.len());
     for spec in &volume.request.files {
-        if let Some(error) = ended(spec, inputs, wall).filter(|_| volume.wipes()) {
-            Met::with(&mut lacking, error, &spec.key);
-            continue;
-        }
-        match render(spec, inputs, volume.capacity) {
-            Ok(Rendered::File(content)) => {
-                let mode = spec.mode.unwrap_or_else(|| default_mode(volume.fs_group));
-                files.insert(spec.path.clone(), content, mode);
-            }
-            Ok(Rendered::Files(contents)) => {
-                let mode = spec.mode.unwrap_or_else(|| default_mode(volume.fs_group));
-                for (path, content) in contents {
-                    files.insert(path, content, mode);
-                }
-            }
-            Ok(Rendered::Omitted) => {}
-            Ok(Rendered::Needs(references)) => needs.extend(references),
-            Err(error) if volume.wipes() && error.is_withdrawal() => {
+        let ended = ended(spec, inputs, wall).filter(|_| volume.wipes());
+        let left_out = ended.is_some();
+        let made = match ended.map_or_else(|| made(spec, inputs, volume.capacity, last), Err) {
+            Ok(rendered) => Made::Rendered(rendered),
+            Err(error) if left_out || (volume.wipes() && error.is_withdrawal()) => {
                 Met::with(&mut lacking, error, &spec.key);
+                Made::Withdrawn
             }
-            Err(error) => match bundle_held(volume, spec) {
-                // Made from nothing that another file is made from: it stays, and holds up no SVID that is renewed.
-                Some(held) => {
-                    let mode = spec.mode.unwrap_or_else(|| default_mode(volume.fs_group));
-                    files.insert(spec.path.clone(), held, mode);
-                    Met::with(&mut stale, error, &spec.key);
-                }
-                None => Met::with(&mut failed, error, &spec.key),
-            },
-        }
+            Err(error) => {
+                Met::with(&mut failed, error.clone(), &spec.key);
+                Made::Failed(error)
+            }
+        };
+        drafts.push(Draft { spec, made });
     }
-    if let Some(failed) = failed {
+    let stays = |draft: &Draft<'_>| !draft.failed() || (volume.established && may_stay(draft.spec));
+    if let Some(failed) = failed.take_if(|_| !drafts.iter().all(stays)) {
         return Err(failed.told());
     }
-    let lacking = lacking.map(|met| Lacking { files: met.files, error: met.told() });
-    let lacking = lacking.or_else(|| stale.map(|met: Met<'_>| Lacking { files: 0, error: met.told() }));
-    Ok(if needs.is_empty() { Composed::Files(files, lacking) } else { Composed::Needs(needs) })
-}
-
-/// The trust bundle in the file of `spec`, if it is one and the pod has it.
-fn bundle_held(volume: &Volume, spec: &FileSpec) -> Option<Secret> {
-    let directory = volume.directory.as_ref().filter(|_| volume.established)?;
-    matches!(spec.content, Content::Bundle { .. }).then(|| directory.held(&spec.path))?
+    let wanted = needs(&drafts);
+    if !wanted.is_empty() {
+        return Ok(Composed::Needs(wanted));
+    }
+    let mut mixture = Mixture::new(inputs, volume.written.as_ref());
+    restore(&mut drafts, &mut mixture, volume.capacity, last);
+    let older = mixture.into_older();
+    let wanted = needs(&drafts);
+    if !wanted.is_empty() {
+        return Ok(Composed::Needs(wanted));
+    }
+    let mut unshown = stay(volume, &mut drafts)?;
+    let needed = drafts.iter().map(Draft::bytes).sum();
+    if volume.established && needed > volume.capacity {
+        // Secrets have grown. Without them there is room for SVIDs, which have not.
+        let error = Error::TooLarge { needed, capacity: volume.capacity };
+        for draft in drafts.iter_mut().filter(|draft| draft.spec.sources().next().is_some()) {
+            if !matches!(draft.made, Made::Withdrawn) {
+                draft.made = Made::Failed(error.clone());
+                Met::with(&mut failed, error.clone(), &draft.spec.key);
+            }
+        }
+        unshown.extend(stay(volume, &mut drafts)?);
+    }
+    if let Some(before) = &volume.written {
+        for source in &older {
+            let answer = before.secrets.get(source);
+            inputs.secrets.extend(answer.map(|answer| (source.clone(), answer.clone())));
+        }
+        inputs.hold_as(before, &older);
+        inputs.hold_as(before, &unshown);
+    }
+    let left_out = lacking.as_ref().map_or(0, |met: &Met<'_>| met.files);
+    let error = lacking.or(failed).map(Met::told);
+    inputs.lacking = error.map(|error| Lacking { files: left_out, error, unshown });
+    Ok(Composed::Files(set(volume, drafts)))
 }
 
 /// The first error met, and the keys of all files that met the same.
@@ -103,14 +125,15 @@ pub(super) fn lapsed(volume: &Volume, wall: SystemTime, error: &Error) -> Option
     let written = volume.written.as_ref()?;
     // An identity that was taken back is as good as ended, and so is every token of it.
     let withdrawn = matches!(error, Error::IdentityWithdrawn { .. });
-    let ends = written.jwts.values().map(|jwt| jwt.expires).chain([written.identity.x509.not_after]);
+    let ends = written.jwts.values().flatten().map(|jwt| jwt.expires);
+    let ends = ends.chain([written.identity.x509.not_after]);
     let wall = if withdrawn { ends.max().map_or(wall, |end| end.max(wall)) } else { wall };
     if !volume.wipes() || written.identity.x509.not_after > wall {
         return None;
     }
     let mut inputs = written.clone();
-    let Ok(Composed::Files(files, lacking)) = compose(volume, &inputs, wall) else { return None };
-    inputs.lacking = lacking.map(|lacking| Lacking { error: error.clone(), ..lacking });
+    let Ok(Composed::Files(files)) = compose(volume, &mut inputs, wall, true) else { return None };
+    inputs.lacking = inputs.lacking.map(|lacking| Lacking { error: error.clone(), ..lacking });
     Some((files, inputs))
 }
 
@@ -128,7 +151,7 @@ fn ended(spec: &FileSpec, inputs: &Inputs, wall: SystemTime) -> Option<Error> {
         | Content::X509ChainDer
         | Content::X509KeyDer
         | Content::X509Pkcs12 => inputs.identity.x509.not_after,
-        Content::Jwt { audience } => inputs.jwts.get(audience)?.expires,
+        Content::Jwt { audience } => inputs.jwts.get(audience)?.as_ref().ok()?.expires,
         // A bundle vouches for others, who have not ended.
         Content::X509Bundle
         | Content::X509BundleDer

@@ -4,13 +4,15 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::{Due, World, jitter};
 use crate::Error;
 use crate::cache::pause;
 use crate::identity::{Identity, JwtSvid, Token, Workload};
 use crate::request::Content;
 use crate::sources::Sources;
-use crate::volume::{Other, Retry, Volume};
+use crate::volume::{Inputs, Other, Retry, Volume};
 
 /// What is known of an identity between two turns.
 struct Known<'v> {
@@ -45,9 +47,7 @@ async fn renewed<S: Sources>(
         }
         Err(error) => {
             if resting.is_none() {
-                let attempts = retry.as_ref().map_or(0, |retry| retry.attempts) + 1;
-                let at = now + pause(&error, attempts).mul_f64(jitter());
-                *retry = Some(Retry { error: error.clone(), attempts, at });
+                *retry = Some(another(retry.as_ref(), &error, now));
             }
             due.at(retry.as_ref().map_or(now, |retry| retry.at));
             let withdrawn = matches!(error, Error::IdentityWithdrawn { .. });
@@ -65,6 +65,12 @@ async fn renewed<S: Sources>(
         due.at(world.clock.instant_of(good.renew_at));
     }
     Ok(good)
+}
+
+/// When to ask again after `error`, one more than the failure `before`.
+fn another(before: Option<&Retry>, error: &Error, now: Instant) -> Retry {
+    let attempts = before.map_or(0, |retry| retry.attempts) + 1;
+    Retry { error: error.clone(), attempts, at: now + pause(error, attempts).mul_f64(jitter()) }
 }
 
 /// The volume's identity.
@@ -140,15 +146,18 @@ pub(super) async fn others<S: Sources>(
     others
 }
 
-/// One JWT-SVID for each audience the request names.
+/// One JWT-SVID for each audience the request names; or why a pod that runs has to do with the file it has.
 pub(super) async fn jwts<S: Sources>(
     volume: &mut Volume,
     world: &World<S>,
     identity: &Identity,
     due: &mut Due,
     trouble: &mut Option<Error>,
-) -> Result<HashMap<String, Arc<JwtSvid>>, Error> {
+) -> Result<HashMap<String, Result<Arc<JwtSvid>, Error>>, Error> {
     let wall = world.clock.wall();
+    // Of somebody else than the files beside it a token must not be.
+    let same = |written: &Inputs| written.identity.spiffe_id == identity.spiffe_id;
+    let stays = volume.established && volume.written.as_ref().is_none_or(same);
     let mut jwts = HashMap::new();
     for spec in &volume.request.files {
         let Content::Jwt { audience } = &spec.content else { continue };
@@ -156,26 +165,49 @@ pub(super) async fn jwts<S: Sources>(
             continue;
         }
         let jwt = match volume.jwts.get(audience).cloned() {
-            Some(jwt) if jwt.renew_at > wall => jwt,
-            held => match world.sources.jwt(&volume.workload, &volume.tokens, identity, audience).await {
-                Ok(jwt) => Arc::new(jwt),
-                Err(error) => {
-                    let error = error.asked_by([spec.key.as_str()]);
+            Some(jwt) if jwt.renew_at > wall => Ok(jwt),
+            held => {
+                let retries = &mut volume.jwt_retries;
+                let resting = retries.get(audience).filter(|retry| retry.at > world.clock.now());
+                let asked = match resting {
+                    Some(retry) => Err(retry.error.clone()),
+                    None => {
+                        let asked = world.sources.jwt(&volume.workload, &volume.tokens, identity, audience);
+                        let asked = asked.await.map_err(|error| error.asked_by([spec.key.as_str()]));
+                        match &asked {
+                            Ok(_) => retries.remove(audience),
+                            Err(error) => {
+                                let retry = another(retries.get(audience), error, world.clock.now());
+                                retries.insert(audience.clone(), retry)
+                            }
+                        };
+                        asked
+                    }
+                };
+                asked.map(Arc::new).or_else(|error| {
                     // One that has ended stays where it is for the sake of the files beside it, which go on being
                     // refreshed; a pod that is about to start gets none.
-                    let held = held.filter(|held| volume.established || held.expires > wall);
-                    let Some(held) = held else { return Err(error) };
-                    due.at(world.clock.now() + pause(&error, volume.failures.max(3)).mul_f64(jitter()));
-                    trouble.get_or_insert(error);
-                    held
-                }
-            },
+                    trouble.get_or_insert_with(|| error.clone());
+                    held.filter(|held| volume.established || held.expires > wall).ok_or(error)
+                })
+            }
         };
-        if jwt.renew_at > wall {
+        if let Some(retry) = volume.jwt_retries.get(audience) {
+            due.at(retry.at);
+        }
+        if let Err(error) = &jwt
+            && !stays
+        {
+            return Err(error.clone());
+        }
+        if let Ok(jwt) = &jwt
+            && jwt.renew_at > wall
+        {
             due.at(world.clock.instant_of(jwt.renew_at));
         }
         jwts.insert(audience.clone(), jwt);
     }
-    volume.jwts.clone_from(&jwts);
+    let held = jwts.iter().filter_map(|(audience, jwt)| Some((audience.clone(), jwt.clone().ok()?)));
+    volume.jwts = held.collect();
     Ok(jwts)
 }
