@@ -41,7 +41,8 @@ fn plan() -> Plan {
     Plan { database: true, store, ..Plan::default() }
 }
 
-async fn lives(world: &World, ttl: &str, longest: &str) -> Result<()> {
+/// From now on credentials live for so long at first, and for so long at most.
+pub(crate) async fn lives(world: &World, ttl: &str, longest: &str) -> Result<()> {
     let role = json!({"default_ttl": ttl, "max_ttl": longest});
     world.vault.root().write("database/roles/app", &merged(world, role).await?).await.map(drop)
 }
@@ -97,7 +98,8 @@ async fn each_volume_has_its_own() -> Result<()> {
     .await
 }
 
-async fn gone(world: &World) -> Result<()> {
+/// Sees that no lease has left a user behind.
+pub(crate) async fn gone(world: &World) -> Result<()> {
     let gone =
         async || postgres(world).is_ok_and(|it| it.dynamic_users().is_ok_and(|users| users.is_empty()));
     eventually(SOON, "no user is left in the database", gone).await

@@ -12,6 +12,7 @@ mod engines;
 mod events;
 mod example;
 mod explain;
+mod ill;
 mod leases;
 mod lies;
 mod logins;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     cases.extend(leases::cases());
     cases.extend(tokens::cases());
     cases.extend(outage::cases());
+    cases.extend(ill::cases());
     cases.extend(standby::cases());
     cases.extend(many::cases());
     cases.extend(clock::cases());
