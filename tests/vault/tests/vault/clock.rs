@@ -36,27 +36,37 @@ fn library() -> Result<PathBuf> {
 }
 
 /// The clock of a process.
-struct Hands(PathBuf);
+pub(crate) struct Hands(PathBuf);
 
 impl Hands {
     /// A clock that shows what it is in this directory.
-    fn new(directory: &Path) -> Result<Self> {
+    pub(crate) fn new(directory: &Path) -> Result<Self> {
         let hands = Self(directory.join("offset"));
         hands.turn("+0")?;
         Ok(hands)
     }
 
     /// From now on it differs by this, such as `+1d`.
-    fn turn(&self, offset: &str) -> Result<()> {
+    pub(crate) fn turn(&self, offset: &str) -> Result<()> {
         replace_file(&self.0, offset.as_bytes(), 0o644)
     }
 }
 
+/// What a clock shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moves {
+    /// The time of day alone, as when somebody sets it.
+    TimeOfDay,
+    /// Time itself, as if it had passed.
+    Time,
+}
+
 /// A program of the agent's whose clock has these hands. The library is for it alone, and not for what takes its rights
 /// away before.
-fn program(hands: &Hands) -> Result<PathBuf> {
+pub(crate) fn program(hands: &Hands, moves: Moves) -> Result<PathBuf> {
+    let monotonic = if moves == Moves::Time { "" } else { " FAKETIME_DONT_FAKE_MONOTONIC=1" };
     let script = format!(
-        "#!/bin/sh\nexec env LD_PRELOAD={} FAKETIME_TIMESTAMP_FILE={} FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1 {} \"$@\"\n",
+        "#!/bin/sh\nexec env LD_PRELOAD={} FAKETIME_TIMESTAMP_FILE={} FAKETIME_NO_CACHE=1{monotonic} {} \"$@\"\n",
         library()?.display(),
         hands.0.display(),
         Binaries::find()?.agent.display()
@@ -67,7 +77,7 @@ fn program(hands: &Hands) -> Result<PathBuf> {
 }
 
 /// Where a clock may lie that other users read.
-fn folder() -> Result<tempfile::TempDir> {
+pub(crate) fn folder() -> Result<tempfile::TempDir> {
     let folder = tempfile::tempdir()?;
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
     Ok(folder)
@@ -76,7 +86,7 @@ fn folder() -> Result<tempfile::TempDir> {
 async fn with_hands(body: impl AsyncFnOnce(&mut World, &Hands) -> Result<()>) -> Result<()> {
     let folder = folder()?;
     let hands = Hands::new(folder.path())?;
-    let agent_binary = Some(program(&hands)?);
+    let agent_binary = Some(program(&hands, Moves::TimeOfDay)?);
     let node = Setup { agent_binary, ..Setup::default() };
     in_world(Plan { node, database: true, ..Plan::default() }, async |world| {
         lives(world, json!({"default_ttl": "9s", "max_ttl": "1h"})).await?;
@@ -171,7 +181,7 @@ async fn another_time_than_vault() -> Result<()> {
     let folder = folder()?;
     let hands = Hands::new(folder.path())?;
     hands.turn("+45")?;
-    let ahead = Some(program(&hands)?);
+    let ahead = Some(program(&hands, Moves::TimeOfDay)?);
     let node = Setup { agent_binary: ahead.clone(), issuer_binary: ahead, ..Setup::default() };
     in_world(Plan { node, ..Plan::default() }, async |world| {
         let mut volume = world.node.published(&pod("api-1"), one("vault:kv/data/payments#password")).await?;

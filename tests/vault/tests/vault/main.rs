@@ -12,6 +12,7 @@ mod engines;
 mod events;
 mod example;
 mod explain;
+mod hour;
 mod ill;
 mod leases;
 mod lies;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
     cases.extend(tokens::cases());
     cases.extend(outage::cases());
     cases.extend(ill::cases());
+    cases.extend(hour::cases());
     cases.extend(standby::cases());
     cases.extend(many::cases());
     cases.extend(clock::cases());
