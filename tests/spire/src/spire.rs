@@ -221,9 +221,14 @@ plugins {{
         self.server(&["bundle", "show", "-format", "spiffe"])
     }
 
+    /// The trust domain's roots, in PEM.
+    pub fn roots_pem(&self) -> Result<String> {
+        self.server(&["bundle", "show"])
+    }
+
     /// The trust domain's roots, in DER.
     pub fn roots(&self) -> Result<Vec<Vec<u8>>> {
-        Ok(crate::files::blocks(&self.server(&["bundle", "show"])?))
+        Ok(crate::files::blocks(&self.roots_pem()?))
     }
 
     /// Tells the server another trust domain's bundle: its roots, in PEM.
@@ -240,7 +245,7 @@ plugins {{
             fs::remove_dir_all(self.path(kept))?;
             fs::create_dir_all(self.path(kept))?;
         }
-        fs::write(self.path("bundle.pem"), self.server(&["bundle", "show"])?)?;
+        fs::write(self.path("bundle.pem"), self.roots_pem()?)?;
         let said = self.server(&["token", "generate", "-spiffeID", NODE])?;
         let token = field(&said, "Token").with_context(|| said.clone())?;
         self.run_agent(broker, Some(&token)).await

@@ -5,8 +5,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use countersign_cluster::layout::NODE_ADDRESS;
 use countersign_cluster::tools::tool;
+use countersign_tests::scratch::replace_file;
 use countersign_vault_tests::authority::Authority;
-use countersign_vault_tests::page::{Page, Shell};
+use countersign_vault_tests::page::{Block, Page, Shell};
 use countersign_vault_tests::server;
 use serde_json::{Value, json};
 
@@ -26,6 +27,8 @@ const PORT: u16 = 8200;
 pub struct Vault {
     server: server::Vault,
     page: Page,
+    /// What the page's commands find around them.
+    shell: Shell,
 }
 
 impl Vault {
@@ -38,27 +41,36 @@ impl Vault {
             Vec::new(),
         )
         .await?;
-        let vault = Self { server, page: Page::read("vault.md")? };
         let shell = Shell::default()
-            .with_path(&vault.server.on_path()?)
-            .with("VAULT_ADDR", vault.server.url())
-            .with("VAULT_CACERT", vault.server.ca().display().to_string())
-            .with("VAULT_TOKEN", vault.server.root_token())
+            .with_path(&server.on_path()?)
+            .with("VAULT_ADDR", server.url())
+            .with("VAULT_CACERT", server.ca().display().to_string())
+            .with("VAULT_TOKEN", server.root_token())
             .with("JWKS_URL", web.url())
             .with("JWKS_CA", web.ca.display().to_string());
+        let vault = Self { server, page: Page::read("vault.md")?, shell };
         for heading in ["The login, once a cluster", "A workload", "Secrets to try it with"] {
             for block in vault.page.under(heading, "sh")? {
-                shell.run(vault.server.directory(), &block.text).context(heading)?;
+                vault.run(block).context(heading)?;
             }
         }
-        let method = json!({"type": "cert"});
-        vault.server.root().write("sys/auth/cert", &method).await?;
+        let [enable, _] = vault.by_certificate()?;
+        vault.run(enable)?;
         let partner = json!({
             "role_type": "jwt", "user_claim": "sub", "bound_audiences": "vault", "token_policies": "payments-api",
             "bound_subject": format!("spiffe://{TRUST_DOMAIN}/{HINTED_STORE}"),
         });
         vault.server.root().write(&format!("auth/jwt/role/{HINTED_STORE}"), &partner).await?;
         Ok(vault)
+    }
+
+    fn run(&self, block: &Block) -> Result<()> {
+        self.shell.run(self.server.directory(), &block.text).map(drop)
+    }
+
+    /// The command that turns logins by certificate on, and the one that lets the page's workload in by these.
+    fn by_certificate(&self) -> Result<[&Block; 2]> {
+        self.page.under("By certificate", "sh")?.try_into().ok().context("two blocks of commands")
     }
 
     /// What the chart's values say of it.
@@ -84,15 +96,12 @@ impl Vault {
         self.server.authority()
     }
 
-    /// Has it take certificates of the page's workload from these roots, in DER, and from no others.
-    pub async fn trust_roots(&self, roots: &[Vec<u8>]) -> Result<()> {
-        let pem: String = roots.iter().map(|der| crate::files::pem(der)).collect();
-        let role = json!({
-            "certificate": pem,
-            "allowed_uri_sans": "spiffe://example.org/ns/payments/sa/api",
-            "token_policies": "payments-api",
-        });
-        self.server.root().write("auth/cert/certs/payments_api", &role).await.map(drop)
+    /// Has it take certificates of the page's workload from these roots, as `spire-server bundle show` writes them, and
+    /// from no others.
+    pub fn trust_roots(&self, roots: &str) -> Result<()> {
+        replace_file(&self.server.directory().join("roots.pem"), roots.as_bytes(), 0o644)?;
+        let [_, role] = self.by_certificate()?;
+        self.run(role)
     }
 
     /// Revokes every token that a login gave.

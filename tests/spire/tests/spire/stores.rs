@@ -24,7 +24,7 @@ async fn vault(world: Arc<World>) -> Result<()> {
     space.account("api").await?;
     // Vault takes a certificate's common name for its alias: SPIRE puts an entry's DNS name there.
     world.spire.create(&Entry::account("payments", "api").named("api.payments"))?;
-    world.vault.trust_roots(&world.spire.roots()?).await?;
+    world.vault.trust_roots(&world.spire.roots_pem()?)?;
     let by_certificate = format!("{CERT_STORE}:kv/data/payments#password");
     let asks = [
         INJECT,
@@ -42,7 +42,7 @@ async fn vault(world: Arc<World>) -> Result<()> {
     // Both of SPIRE's authorities are replaced; the operator hands Vault the roots, and Vault fetches the keys itself.
     let old = world.spire.active("x509")?;
     let new = world.spire.prepare("x509")?;
-    world.vault.trust_roots(&world.spire.roots()?).await?;
+    world.vault.trust_roots(&world.spire.roots_pem()?)?;
     world.spire.activate("x509", &new)?;
     world.spire.taint_x509(&old).await?;
     let jwt = world.spire.prepare("jwt")?;
@@ -52,7 +52,7 @@ async fn vault(world: Arc<World>) -> Result<()> {
         .await?;
     ensure!(signed.identity()? == "spiffe://example.org/ns/payments/sa/api");
     world.spire.revoke("x509", &old)?;
-    world.vault.trust_roots(&world.spire.roots()?).await?;
+    world.vault.trust_roots(&world.spire.roots_pem()?)?;
     // No login of before counts any more: whoever comes now is known by what the new authorities have signed.
     space.delete("api").await?;
     world.vault.end_logins().await?;
