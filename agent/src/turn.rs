@@ -216,6 +216,7 @@ async fn look_up<S: Sources>(
         };
         Ok(Caller { workload, tokens: &volume.tokens, identity })
     };
+    let wipes = volume.wipes();
     let looks = ages.into_iter().map(|(source, age)| {
         let (held, caller, id) = (volume.entries.get(source), as_whom(source), &volume.id);
         async move {
@@ -229,7 +230,10 @@ async fn look_up<S: Sources>(
                 }
                 Err(error) => {
                     let look = world.cache.unasked(held, error, world.clock.now() + IDLE).await;
-                    (held.map(Arc::clone), look)
+                    // No file shows any more what was read by an SVID that was taken back: its leases go, too.
+                    let kept = !(look.withdrawn && wipes);
+                    let look = Look { held: look.held.filter(|_| kept), ..look };
+                    (held.filter(|_| kept).map(Arc::clone), look)
                 }
             };
             (source.clone(), entry, look)
@@ -238,7 +242,10 @@ async fn look_up<S: Sources>(
     let looks = join_all(looks).await;
     let mut doubtful = None;
     for (source, entry, look) in looks {
-        volume.entries.extend(entry.map(|entry| (source.clone(), entry)));
+        match entry {
+            Some(entry) => volume.entries.insert(source.clone(), entry),
+            None => volume.entries.remove(&source),
+        };
         due.at(look.due);
         inputs.held.extend(look.held.clone().map(|held| (source.clone(), held)));
         if volume.wipes() && look.document.is_none() && !look.withdrawn {

@@ -74,6 +74,28 @@ async fn what_was_read_by_an_svid_that_is_withdrawn_follows_the_pods_policy() {
     scene.end().await;
 }
 
+/// What keeps a secret's lease alive is with the cache's entry, and goes with it.
+#[tokio::test(start_paused = true)]
+async fn what_was_read_by_an_svid_that_is_withdrawn_is_let_go_with_the_files_that_showed_it() {
+    for (policy, left) in [("keep", 2), ("wipe", 1)] {
+        let (scene, dir) = (Scene::new(), directory());
+        scene.sources().set_apart("a");
+        let mut asked = ASKED.to_vec();
+        asked.push(("countersign.dev/on-revoked", policy));
+        scene.publish("1", "a", &asked, Some(dir.path())).await.unwrap();
+        assert_eq!((scene.world.cache.len(), read(&dir, "x").as_str()), (2, "one"));
+        scene.sources().lack("external", true);
+        scene.sources().push(&external("a"), None);
+        a_moment().await;
+        assert_eq!((scene.world.cache.len(), there(&dir, "x")), (left, policy == "keep"), "{policy}");
+        scene.sources().lack("external", false);
+        scene.sources().push(&external("a"), Some(identity("spiffe://t/external").x509));
+        a_moment().await;
+        assert_eq!((scene.world.cache.len(), read(&dir, "x").as_str()), (2, "one"), "{policy}");
+        scene.end().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pod_without_the_svid_does_not_start() {
     let (scene, dir) = (Scene::new(), directory());
