@@ -4,6 +4,7 @@
 //! it drops the turn; a turn writes files without a pause between two steps, so a swap is never left half done.
 
 mod handle;
+mod heard;
 mod note;
 mod slot;
 
@@ -14,9 +15,10 @@ use countersign_proto::signal::ON_CHANGE;
 use futures_util::StreamExt;
 pub use handle::Handle;
 use handle::{Command, Reply};
+use heard::replaced;
 use note::note;
 use slot::Slot;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::DelayQueue;
@@ -24,11 +26,10 @@ use tracing::{info, warn};
 
 use crate::Error;
 use crate::files::Directory;
-use crate::identity::{Push, Roots};
 use crate::kubernetes::events::Recorder;
 use crate::metrics::Metrics;
 use crate::notify::{Notice, Notifier};
-use crate::sources::{Sources, Stale};
+use crate::sources::Sources;
 use crate::turn::{Turned, World, unbroken};
 use crate::volume::{News, Publish, Volume, VolumeId};
 
@@ -83,13 +84,7 @@ impl<S: Sources> Keeper<S> {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                () = changed(&mut roots) => {
-                    // Files that hold the roots follow them; a turn that finds nothing else new asks nobody.
-                    let ids: Vec<_> = self.slots.keys().cloned().collect();
-                    for id in &ids {
-                        self.start(id);
-                    }
-                }
+                () = replaced(&mut roots) => self.other_roots(),
                 Some(ended) = self.turns.join_next_with_id(), if !self.turns.is_empty() => {
                     // One that was aborted has nothing to say: its volume was forgotten.
                     if let Ok((task, (volume, turned))) = ended {
@@ -104,7 +99,7 @@ impl<S: Sources> Keeper<S> {
                     }
                 }
                 push = world.sources.changed() => self.pushed(&push),
-                stale = world.sources.stale() => self.told(&stale),
+                stale = world.sources.stale() => self.outdated(&stale),
                 command = self.inbox.recv() => match command {
                     Some(command) => self.obey(command),
                     None => break,
@@ -210,41 +205,6 @@ impl<S: Sources> Keeper<S> {
         slot.turning = Some(handle);
     }
 
-    /// A pod has another identity: its volumes' turns are due at once.
-    fn pushed(&mut self, push: &Push) {
-        let theirs = |(_, slot): &(&VolumeId, &Slot)| slot.workload.is_pod_of(&push.workload);
-        let ids = self.slots.iter().filter(theirs).map(|(id, _)| id.clone()).collect::<Vec<_>>();
-        for id in ids {
-            let Some(slot) = self.slots.get_mut(&id) else { continue };
-            let Some(volume) = &mut slot.volume else {
-                slot.hear(push);
-                continue;
-            };
-            if volume.learn(push) {
-                self.start(&id);
-            }
-        }
-    }
-
-    /// A secret has changed at its store: the turns of the volumes that read it are due at once.
-    fn told(&mut self, stale: &Stale) {
-        if !self.world.cache.outdate(stale) {
-            return;
-        }
-        let mut due = Vec::new();
-        for (id, slot) in &mut self.slots {
-            match &slot.volume {
-                Some(volume) if volume.reads(stale) => due.push(id.clone()),
-                // It may have read before the change.
-                None if !slot.stale.contains(stale) => slot.stale.push(stale.clone()),
-                Some(_) | None => {}
-            }
-        }
-        for id in due {
-            self.start(&id);
-        }
-    }
-
     fn turned(&mut self, task: tokio::task::Id, mut volume: Volume, turned: Turned) {
         let id = volume.id.clone();
         let Some(slot) = self.slots.get_mut(&id) else { return };
@@ -327,17 +287,6 @@ fn notify(notifier: &Notifier, volume: &Volume, turned: &Turned) {
             generation: generation.to_owned(),
             files: turned.changed.clone(),
         });
-    }
-}
-
-/// Waits for other roots; for ever where they do not change by themselves.
-async fn changed(roots: &mut Option<watch::Receiver<Roots>>) {
-    let alive = match roots {
-        Some(roots) => roots.changed().await.is_ok(),
-        None => std::future::pending().await,
-    };
-    if !alive {
-        *roots = None;
     }
 }
 
