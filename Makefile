@@ -5,6 +5,8 @@
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Which Kubernetes a cluster is made of: the newest, or an older one of tests/tools, such as KUBERNETES=1.31.
 export COUNTERSIGN_KUBERNETES := $(or $(KUBERNETES),$(COUNTERSIGN_KUBERNETES))
+# And which helm: the newest, or HELM=3.
+export COUNTERSIGN_HELM := $(or $(HELM),$(COUNTERSIGN_HELM))
 # What is measured is what ships: each part with its own features, not with those that the other or a test asks for.
 define SHIPPED
 cargo build --release --quiet --package countersign-driver
@@ -59,7 +61,7 @@ interop: ## let the real sops and ours read each other's files (needs Go, for so
 	cargo build --quiet --bin countersign-agent
 	@SOPS_BIN="$$(tests/tools/build.sh sops)" COUNTERSIGN_AGENT=$(TARGET)/debug/countersign-agent tests/sops/interop.sh
 
-chart: ## lint the chart, render it for many values and versions, compare manifests/ (needs Go, for helm)
+chart: ## lint the chart, render it for many values and versions, compare manifests/ (needs Go, for helm; HELM=3)
 	@charts/test
 
 admission: ## try the chart's admission policies and webhook on a real API server (root; needs Go; KUBERNETES=1.31)

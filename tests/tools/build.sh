@@ -4,6 +4,7 @@
 #   tests/tools/build.sh csi-sanity sops cargo-deny cargo-fuzz
 #
 #   COUNTERSIGN_KUBERNETES=1.31 tests/tools/build.sh kubelet      an older Kubernetes, of the module kubernetes-1.31
+#   COUNTERSIGN_HELM=3 tests/tools/build.sh helm                  an older helm, of the module helm-3
 #
 # They are kept outside the clone, under a name made of everything that went into them: the module's files and the
 # compiler's version. What is built already is not built again; a change of either makes a new one.
@@ -84,7 +85,7 @@ for tool; do
     # Ours: what a program in Go does with the files of a volume.
     reader) go_tools reader "$tool" -ldflags "-s -w" ;;
     runc) go_tools runc "$tool" CGO_ENABLED=1 -ldflags "-s -w" -tags seccomp ;;
-    helm) go_tools helm "$tool" -ldflags "-s -w" ;;
+    helm) go_tools "helm${COUNTERSIGN_HELM:+-$COUNTERSIGN_HELM}" "$tool" -ldflags "-s -w" ;;
     vault) go_tools vault "$tool" -ldflags "-s -w" ;;
     # The module's name has no version in it, so what stands in go.mod is release 2.4.0 by its commit; told of no version,
     # the binary calls itself 2.0.0, and has no inline logins then by our reading of it.
