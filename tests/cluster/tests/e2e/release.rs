@@ -1,13 +1,19 @@
 //! The release installed, upgraded and rolled back, with pods running.
 
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use countersign_cluster::chart::RELEASE;
+use countersign_cluster::layout::KUBELET;
+use countersign_cluster::node;
 use countersign_cluster::pods::{LIMIT, PATH, Space, uid, until};
 use countersign_cluster::secrets::SYSTEM;
 use countersign_cluster::world::{Case, Kind, World, case};
 use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::DeleteParams;
 use serde_json::json;
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -16,6 +22,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("installed_twice_is_refused", Kind::Harmless, twice),
         case("files_stay_through_upgrade_and_rollback", Kind::Alone, upgrade).on_older(),
         case("pod_starts_once_a_rule_allows_it", Kind::Alone, allowed),
+        case("release_removed_under_running_pods_and_installed_again", Kind::Node, removed),
     ]
 }
 
@@ -102,4 +109,56 @@ async fn allowed(world: Arc<World>) -> Result<()> {
     ensure!(space.file("hopeful", "p").await? == "another's");
     world.helm().install(world.values()).await?;
     space.remove().await
+}
+
+/// What docs/install.md says of a release that is removed before its pods.
+async fn removed(world: Arc<World>) -> Result<()> {
+    let space = world.space("removed").await?;
+    let (store, key) = (world.store().await?, "e2e-removed.live");
+    store.write(key, &json!({"password": "before"})).await?;
+    let reference = format!("sops:{key}#password");
+    let asks = [("secret.countersign.dev/p", reference.as_str()), ("countersign.dev/refresh", "1s")];
+    space.start("stays", &asks).await?;
+    let goes = space.start("goes", &asks).await?;
+    world.helm().must(&["uninstall", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout", "3m"]).await?;
+    let seen = without_release(&world, &space, &asks).await;
+    world.helm().install(world.values()).await?;
+    seen?;
+    space.gone("goes").await?;
+    let uid = uid(&goes)?;
+    let gone = async || Ok((node::volumes(uid)?.is_empty() && !node::directory(uid).exists()).then_some(()));
+    until(LIMIT, "unmounted and removed", gone).await?;
+    // The one that runs is followed again, with what was written while nobody looked.
+    space.file_becomes("stays", "p", "meanwhile").await?;
+    for pod in ["stays", "bare"] {
+        space.delete(pod).await?;
+    }
+    space.remove().await
+}
+
+/// Pods go on as they are, nothing of ours is left beside their volumes, and who comes now is given nothing.
+async fn without_release(world: &World, space: &Space, asks: &[(&str, &str)]) -> Result<()> {
+    let cluster = world.node()?;
+    let ours = ["--selector", "app.kubernetes.io/name=countersign", "--output", "name"];
+    for kinds in [
+        "csidrivers,clusterroles,clusterrolebindings,validatingadmissionpolicies,mutatingwebhookconfigurations",
+        "daemonsets,deployments,pods,services,configmaps,serviceaccounts,roles,rolebindings,poddisruptionbudgets",
+    ] {
+        let gone = async || {
+            let left = cluster.kubectl(&[&["get", kinds, "--namespace", SYSTEM], &ours[..]].concat())?;
+            Ok(left.trim().is_empty().then_some(()))
+        };
+        until(LIMIT, "gone", gone).await.with_context(|| kinds.to_owned())?;
+    }
+    for entry in fs::read_dir(Path::new(KUBELET).join("plugins_registry"))? {
+        let name = entry?.file_name();
+        ensure!(!name.to_string_lossy().contains("countersign"), "{} is left", name.display());
+    }
+    world.store().await?.write("e2e-removed.live", &json!({"password": "meanwhile"})).await?;
+    ensure!(space.file("stays", "p").await? == "before");
+    // Kubelet can't unmount it now.
+    space.api::<Pod>().delete("goes", &DeleteParams::default()).await?;
+    let bare = space.start("bare", asks).await?;
+    ensure!(node::volumes(uid(&bare)?)?.is_empty(), "somebody gave it a volume");
+    Ok(())
 }
