@@ -159,7 +159,7 @@ impl Rules {
         // From here on whatever fails takes all of them away again.
         let rules = Self;
         for rule in all() {
-            iptables("--insert", rule)?;
+            iptables("--insert", &rule)?;
         }
         Ok(rules)
     }
@@ -169,7 +169,7 @@ impl Drop for Rules {
     fn drop(&mut self) {
         for rule in all() {
             // One that was never made can't be removed.
-            iptables("--delete", rule).ok();
+            iptables("--delete", &rule).ok();
         }
     }
 }
@@ -183,7 +183,7 @@ fn all() -> [String; 2] {
     ]
 }
 
-fn iptables(how: &str, rule: String) -> Result<()> {
+fn iptables(how: &str, rule: &str) -> Result<()> {
     let mut words = rule.split(' ');
     let table = words.next().unwrap_or_default();
     let mut command = Command::new(installed("iptables")?);
