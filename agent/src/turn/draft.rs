@@ -26,22 +26,23 @@ pub(super) enum Made {
     Tied,
 }
 
-/// Renders one file.
+/// Renders one file. In the `last` round it has to do with what is at hand.
 pub(super) fn made(
     spec: &FileSpec,
     material: &impl Material,
     limit: u64,
     last: bool,
 ) -> Result<Rendered, Error> {
-    match render(spec, material, limit)? {
-        Rendered::Needs(_) if last => Err(Error::Template {
+    let rendered = render(spec, material, limit)?;
+    if last && matches!(rendered, Rendered::Needs(_)) {
+        return Err(Error::Template {
             key: spec.key.clone(),
             problem: format!(
                 "asks for ever more secrets after {ROUNDS} rounds; name them without one another's help"
             ),
-        }),
-        rendered => Ok(rendered),
+        });
     }
+    Ok(rendered)
 }
 
 /// Whether the file may be older than those beside it. An X.509-SVID's chain, key and bundle are one.
@@ -76,9 +77,9 @@ pub(super) fn restore(drafts: &mut [Draft<'_>], mixture: &mut Mixture<'_>, limit
         let mut failed = drafts.iter().filter(|draft| draft.failed());
         let remedy = failed.find_map(|draft| mixture.remedy(draft.spec, limit));
         let Some(older) = remedy else { return };
-        mixture.revert(older);
+        mixture.revert(&older);
         for draft in drafts.iter_mut().filter(|draft| !matches!(draft.made, Made::Withdrawn)) {
-            if mixture.reverts(draft.spec.sources()) {
+            if draft.spec.sources().any(|source| older.contains(&source)) {
                 let made = made(draft.spec, &*mixture, limit, last);
                 draft.made = made.map_or_else(Made::Failed, Made::Rendered);
             }

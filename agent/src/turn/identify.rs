@@ -169,20 +169,19 @@ pub(super) async fn jwts<S: Sources>(
             held => {
                 let retries = &mut volume.jwt_retries;
                 let resting = retries.get(audience).filter(|retry| retry.at > world.clock.now());
-                let asked = match resting {
-                    Some(retry) => Err(retry.error.clone()),
-                    None => {
-                        let asked = world.sources.jwt(&volume.workload, &volume.tokens, identity, audience);
-                        let asked = asked.await.map_err(|error| error.asked_by([spec.key.as_str()]));
-                        match &asked {
-                            Ok(_) => retries.remove(audience),
-                            Err(error) => {
-                                let retry = another(retries.get(audience), error, world.clock.now());
-                                retries.insert(audience.clone(), retry)
-                            }
-                        };
-                        asked
-                    }
+                let asked = if let Some(retry) = resting {
+                    Err(retry.error.clone())
+                } else {
+                    let asked = world.sources.jwt(&volume.workload, &volume.tokens, identity, audience).await;
+                    let asked = asked.map_err(|error| error.asked_by([spec.key.as_str()]));
+                    match &asked {
+                        Ok(_) => retries.remove(audience),
+                        Err(error) => {
+                            let retry = another(retries.get(audience), error, world.clock.now());
+                            retries.insert(audience.clone(), retry)
+                        }
+                    };
+                    asked
                 };
                 asked.map(Arc::new).or_else(|error| {
                     // One that has ended stays where it is for the sake of the files beside it, which go on being

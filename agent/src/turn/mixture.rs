@@ -11,6 +11,9 @@ use crate::request::{FileSpec, Source};
 use crate::secret::Node;
 use crate::volume::Inputs;
 
+/// Of more secrets that have changed it is not tried which one is to blame: a rendering may take its time.
+const TRIED: usize = 8;
+
 /// Secrets of now and of before, none of them both.
 pub(super) struct Mixture<'i> {
     now: &'i Inputs,
@@ -27,13 +30,8 @@ impl<'i> Mixture<'i> {
     }
 
     /// Makes these as they were before, too.
-    pub(super) fn revert(&mut self, sources: BTreeSet<Source>) {
-        self.older.extend(sources);
-    }
-
-    /// Whether any of these is as it was before.
-    pub(super) fn reverts(&self, mut sources: impl Iterator<Item = Source>) -> bool {
-        sources.any(|source| self.older.contains(&source))
+    pub(super) fn revert(&mut self, sources: &BTreeSet<Source>) {
+        self.older.extend(sources.iter().cloned());
     }
 
     /// Those that are as they were before.
@@ -45,7 +43,8 @@ impl<'i> Mixture<'i> {
     /// show what they are now; else all that have changed. None: they all are as they were, or it is not known.
     pub(super) fn remedy(&mut self, spec: &FileSpec, limit: u64) -> Option<BTreeSet<Source>> {
         let changed: BTreeSet<Source> = spec.sources().filter(|source| self.has_changed(source)).collect();
-        let mut alone = changed.iter().filter(|source| {
+        let tried = if changed.len() <= TRIED { changed.len() } else { 0 };
+        let mut alone = changed.iter().take(tried).filter(|source| {
             self.older.insert((*source).clone());
             let rendered = render(spec, &*self, limit);
             self.older.remove(*source);
