@@ -11,6 +11,7 @@
 //!
 //! Whoever may write this object decides whom the whole trust domain believes.
 
+mod object;
 mod plan;
 mod progress;
 
@@ -18,7 +19,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,8 +28,9 @@ use crate::issuer::config::PublicationConfig;
 use crate::issuer::health::Health;
 use crate::issuer::keys::Keys;
 use crate::issuer::metrics::Metrics;
-use crate::kubernetes::{Api, ApiError, ConfigMap, Look, ObjectName, Patch, follow};
+use crate::kubernetes::{Api, ApiError, ConfigMap, Look};
 use crate::spiffe::TrustDomain;
+use object::Object;
 use plan::{Facts, Plan, plan};
 use progress::{Progress, Seen};
 
@@ -44,8 +45,7 @@ const RACES: u32 = 8;
 
 /// Publishes this issuer's keys and learns the others'.
 pub(crate) struct Publication {
-    api: Arc<Api>,
-    object: ObjectName,
+    object: Object,
     replica: String,
     grace: Duration,
     /// The longest life of anything signed.
@@ -70,8 +70,9 @@ impl Publication {
     ) -> Self {
         let PublicationConfig { object, replica, grace, .. } = config;
         let clock = api.clock();
+        let object = Object::new(api, object);
         let asked = Mutex::new(None);
-        Self { api, object, replica, grace, longest, trust_domain, keys, health, metrics, clock, asked }
+        Self { object, replica, grace, longest, trust_domain, keys, health, metrics, clock, asked }
     }
 
     /// Keeps the publication until `shutdown`. Our entries stay: what we signed lives on.
@@ -79,7 +80,7 @@ impl Publication {
         // Only the latest look matters.
         let latest = watch::Sender::new(None);
         tokio::join!(
-            follow::<ConfigMap>(&self.api, &self.object, shutdown, |look| {
+            self.object.follow(shutdown, |look| {
                 latest.send_replace(Some(look));
             }),
             self.keep(&latest, shutdown),
@@ -93,7 +94,7 @@ impl Publication {
         if asked.is_some_and(|at| now.duration_since(at) < ASK_AGAIN) {
             return;
         }
-        match self.api.get::<ConfigMap>(&self.object.path()).await {
+        match self.object.get().await {
             Ok(map) => self.learn(&self.plan(&map.data)),
             Err(error) => tracing::warn!(%error, object = %self.object, "can't look for the keys of others"),
         }
@@ -152,11 +153,7 @@ impl Publication {
                 self.settled(progress, &plan);
                 return;
             }
-            let written = match &map {
-                Some(map) => self.write(map, &plan).await,
-                None => self.create(&plan).await,
-            };
-            let now = match written {
+            let now = match self.object.write(map.as_deref(), &plan.changes).await {
                 Ok(new) => {
                     progress.fresh = true;
                     tracing::info!(
@@ -166,9 +163,7 @@ impl Publication {
                     Ok(new)
                 }
                 // Somebody was faster, or it is gone, or it has come: look again.
-                Err(error) if error.is_conflict() || error.is_missing() => {
-                    self.api.get(&self.object.path()).await
-                }
+                Err(error) if error.is_conflict() || error.is_missing() => self.object.get().await,
                 Err(error) => Err(error),
             };
             map = match now {
@@ -197,30 +192,6 @@ impl Publication {
 
     fn learn(&self, plan: &Plan) {
         self.keys.join(plan.others.clone(), plan.sequence, plan.published.clone());
-    }
-
-    async fn write(&self, map: &ConfigMap, plan: &Plan) -> Result<ConfigMap, ApiError> {
-        let patch = json!({
-            "metadata": { "resourceVersion": map.metadata.resource_version },
-            "data": plan.changes,
-        });
-        self.api.patch(&self.object.path(), Patch::Merge, &patch).await
-    }
-
-    async fn create(&self, plan: &Plan) -> Result<ConfigMap, ApiError> {
-        let data: BTreeMap<_, _> =
-            plan.changes.iter().filter_map(|(key, text)| Some((key, text.as_ref()?))).collect();
-        let object = json!({
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {
-                "name": self.object.name(),
-                "namespace": self.object.namespace(),
-                "labels": { "app.kubernetes.io/part-of": "countersign" },
-            },
-            "data": data,
-        });
-        self.api.create(&self.object.collection(), &object, None).await
     }
 
     /// Everything is as it should be, and was seen so.

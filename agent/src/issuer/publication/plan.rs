@@ -10,6 +10,7 @@ use crate::identity::svid::unix;
 use crate::issuer::anchor::{Anchor, Entry};
 use crate::issuer::bundle;
 use crate::issuer::keys::union;
+use crate::issuer::publication::object::Changes;
 use crate::spiffe::TrustDomain;
 
 /// Before the id of an entry's JWT key.
@@ -40,8 +41,7 @@ pub(super) struct Facts<'a> {
 /// What is to be done, and what is known.
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// Keys to write, and to remove.
-    pub(super) changes: BTreeMap<String, Option<String>>,
+    pub(super) changes: Changes,
     pub(super) others: Vec<Arc<Anchor>>,
     pub(super) sequence: i64,
     /// Ids of our JWT keys that are in the data already.
