@@ -146,13 +146,22 @@ mod tests {
             ("spiffe://example.org/a/", SpiffeIdError::Path),
             ("spiffe://example.org/a//b", SpiffeIdError::Path),
             ("spiffe://example.org/a/../b", SpiffeIdError::Path),
+            ("spiffe://example.org/a/./b", SpiffeIdError::Path),
+            ("spiffe://example.org/..", SpiffeIdError::Path),
+            ("spiffe://ex%61mple.org/a", SpiffeIdError::TrustDomain),
             ("spiffe://example.org/a%20b", SpiffeIdError::Path),
             ("spiffe://example.org/a?b", SpiffeIdError::Path),
+            ("spiffe://example.org/a#b", SpiffeIdError::Path),
         ] {
             assert_eq!(text.parse::<SpiffeId>(), Err(why), "{text}");
         }
         let long = format!("spiffe://example.org/{}", "a".repeat(2048));
         assert_eq!(long.parse::<SpiffeId>(), Err(SpiffeIdError::TooLong));
+        let longest = long.get(..2048).unwrap();
+        assert_eq!(longest.parse::<SpiffeId>().unwrap().as_str(), longest);
+        let domain = "d".repeat(256);
+        assert_eq!(format!("spiffe://{domain}/a").parse::<SpiffeId>(), Err(SpiffeIdError::TrustDomain));
+        assert_eq!(domain.get(1..).unwrap().parse::<TrustDomain>().unwrap().as_str().len(), 255);
     }
 
     #[test]

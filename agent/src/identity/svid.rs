@@ -134,6 +134,12 @@ fn name(leaf: &X509Certificate<'_>, domain: &TrustDomain) -> Result<SpiffeId, Br
     let [uri] = uris.as_slice() else {
         return Err(Broken::UriNames { found: uris.len() });
     };
+    // RFC 5280 §4.2.1.6: whoever does not know the extension would take it for nobody's.
+    let critical =
+        leaf.subject_alternative_name().is_ok_and(|names| names.is_some_and(|names| names.critical));
+    if leaf.subject().iter_rdn().next().is_none() && !critical {
+        return Err(Broken::NamesNotCritical);
+    }
     let id: SpiffeId = uri.parse().map_err(|problem| Broken::NoSpiffeId { problem })?;
     if id.path().is_empty() {
         return Err(Broken::NoPath(id));

@@ -28,6 +28,9 @@ pub enum Broken {
         /// How many there are.
         found: usize,
     },
+    /// Names that may be overlooked, and no other.
+    #[error("the leaf has no subject, and its subject alternative name is not critical")]
+    NamesNotCritical,
     /// A URI name that is no SPIFFE ID.
     #[error("the URI name is no SPIFFE ID: {problem}")]
     NoSpiffeId {

@@ -141,6 +141,23 @@ fn one_uri_name_and_the_right_one() {
 }
 
 #[test]
+fn without_a_subject_the_names_are_critical() {
+    let world = World::new();
+    let lax = |leaf: &mut CertificateParams| {
+        leaf.subject_alt_names.clear();
+        let length = u8::try_from(ID.len()).unwrap();
+        let names = [&[0x30, length + 2, 0x86, length][..], ID.as_bytes()].concat();
+        leaf.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 17], names));
+    };
+    assert_eq!(world.broken(lax), Broken::NamesNotCritical);
+    let named = |leaf: &mut CertificateParams| {
+        lax(leaf);
+        leaf.distinguished_name.push(DnType::OrganizationName, "SPIRE");
+    };
+    world.verify(&[world.leaf(named)]).unwrap();
+}
+
+#[test]
 fn a_leaf_is_no_authority() {
     let world = World::new();
     assert_eq!(
@@ -157,6 +174,9 @@ fn key_usage() {
         world.broken(|leaf| leaf.key_usages = vec![KeyUsagePurpose::KeyEncipherment]),
         Broken::KeyUsage
     );
+    // Both may be there.
+    let more = [KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::KeyAgreement];
+    world.verify(&[world.leaf(|leaf| leaf.key_usages.extend(more))]).unwrap();
     for signing in [KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign] {
         assert_eq!(world.broken(|leaf| leaf.key_usages.push(signing)), Broken::SigningUsage);
     }
@@ -247,6 +267,68 @@ fn authorities_must_be_authorities() {
     assert_eq!(world.verify(&[world.leaf(|_| {}), other]), Err(Broken::NotAuthority { which: INTERMEDIATE }));
 }
 
+#[test]
+fn an_authority_by_each_of_its_extensions() {
+    let rule = |change: fn(&mut CertificateParams)| {
+        let mut params = authority_params("root");
+        change(&mut params);
+        let world = World::with_root(params);
+        world.verify(&[world.leaf(|_| {})])
+    };
+    let refused = Err(Broken::NotAuthority { which: ROOT });
+    assert_eq!(rule(|root| root.is_ca = IsCa::ExplicitNoCa), refused);
+    assert_eq!(rule(|root| root.is_ca = IsCa::NoCa), refused);
+    assert_eq!(rule(|root| root.key_usages.clear()), refused);
+    assert_eq!(rule(|root| root.key_usages = vec![KeyUsagePurpose::CrlSign]), refused);
+    // keyCertSign, but the extension is not critical.
+    let lax = |root: &mut CertificateParams| {
+        root.key_usages.clear();
+        let mut usage = CustomExtension::from_oid_content(&[2, 5, 29, 15], vec![3, 2, 2, 4]);
+        usage.set_criticality(false);
+        root.custom_extensions.push(usage);
+    };
+    assert_eq!(rule(lax), refused);
+    // Neither cRLSign nor a name is asked for.
+    rule(|root| {
+        root.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        root.subject_alt_names.clear();
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_intermediate_keeps_the_rules_of_its_issuer_and_its_time() {
+    let world = World::new();
+    let through = |change: fn(&mut CertificateParams)| {
+        let mut params = authority_params("intermediate");
+        change(&mut params);
+        let key = PrivateKey::generate().unwrap();
+        let between = params.signed_by(&key, &world.root).unwrap().der().to_vec();
+        let leaf = leaf_params().signed_by(&world.key, &Issuer::new(params, key)).unwrap().der().to_vec();
+        world.verify(&[leaf, between])
+    };
+    through(|_| {}).unwrap();
+    assert!(matches!(through(|between| validity(between, -7200, -5)), Err(Broken::Chain(_))));
+    let named = through(|between| between.subject_alt_names = vec![uri("spiffe://example.org/server")]);
+    assert_eq!(named, Err(Broken::AuthorityName { which: INTERMEDIATE }));
+    let foreign = through(|between| between.subject_alt_names = vec![uri("spiffe://example.com")]);
+    assert_eq!(foreign, Err(Broken::AuthorityName { which: INTERMEDIATE }));
+    // One that lets nobody sign below it. (Of a root only the name and the key count, as with its dates.)
+    let signed_by_another = |length| {
+        let mut params = authority_params("first");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(length));
+        let key = PrivateKey::generate().unwrap();
+        let first_der = params.signed_by(&key, &world.root).unwrap().der().to_vec();
+        let first = Issuer::new(params, key);
+        let (params, key) = (authority_params("second"), PrivateKey::generate().unwrap());
+        let second_der = params.signed_by(&key, &first).unwrap().der().to_vec();
+        let leaf = leaf_params().signed_by(&world.key, &Issuer::new(params, key)).unwrap().der().to_vec();
+        world.verify(&[leaf, second_der, first_der])
+    };
+    signed_by_another(1).unwrap();
+    assert!(matches!(signed_by_another(0), Err(Broken::Chain(_))));
+}
+
 fn jwt(header: &str, claims: &str) -> Secret {
     Secret::from(format!("{}.{}.c2ln", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims)))
 }
@@ -267,6 +349,9 @@ fn jwt_rules() {
     );
     for header in [
         r#"{"alg":"HS256","kid":"k"}"#,
+        r#"{"alg":"HS384","kid":"k"}"#,
+        r#"{"alg":"HS512","kid":"k"}"#,
+        r#"{"alg":"EdDSA","kid":"k"}"#,
         r#"{"alg":"ES256"}"#,
         r#"{"alg":"ES256","kid":""}"#,
         r#"{"alg":"ES256","kid":"k","typ":"wit+jwt"}"#,
@@ -274,7 +359,25 @@ fn jwt_rules() {
         assert_eq!(verdict(header, &good), Err(Broken::Header), "{header}");
     }
     assert_eq!(verdict(r#"{"alg":"none","kid":"k"}"#, &good), Err(Broken::Jwt));
+    for header in [r#"{"alg":"ES384","kid":"k"}"#, r#"{"alg":"PS512","kid":"k","typ":"JOSE"}"#] {
+        assert_eq!(verdict(header, &good), Ok(moment(1_800_000_300)), "{header}");
+    }
     assert_eq!(verdict(HEADER, "junk"), Err(Broken::Jwt));
+    // Nothing but the compact form of a JWS.
+    let whole = jwt(HEADER, &good);
+    let whole = std::str::from_utf8(whole.expose()).unwrap();
+    let parts: Vec<_> = whole.split('.').collect();
+    let json =
+        format!(r#"{{"protected":"{}","payload":"{}","signature":"{}"}}"#, parts[0], parts[1], parts[2]);
+    for text in [json, format!("{whole}.e.t"), parts[..2].join(".")] {
+        let verdict = verify_jwt(&Secret::from(text), &ID.parse().unwrap(), "https://api", now());
+        assert_eq!(verdict, Err(Broken::Jwt));
+    }
+    for narrow in [r#""aud":[]"#, r#""nobody":1"#] {
+        assert_eq!(verdict(HEADER, &good.replace(r#""aud":"https://api""#, narrow)), Err(Broken::Audience));
+    }
+    let nobody = good.replace(r#""sub""#, r#""nobody""#);
+    assert!(matches!(verdict(HEADER, &nobody), Err(Broken::Subject(_))));
     assert!(matches!(verdict(HEADER, &good.replace("sa/api", "sa/web")), Err(Broken::Subject(_))));
     assert_eq!(verdict(HEADER, &good.replace("https://api", "https://b")), Err(Broken::Audience));
     assert_eq!(

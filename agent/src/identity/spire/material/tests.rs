@@ -121,6 +121,12 @@ fn a_hint_chooses_the_first_that_has_it() {
         ),
         "{error}"
     );
+    // Longer than a hint may be.
+    let long = "h".repeat(1025);
+    let too_long = update(vec![named("a", &long)]).read(&domain(), Some(&long), now());
+    assert!(matches!(too_long, Err(Unusable::Hint { .. })), "{too_long:?}");
+    let longest = &long[1..];
+    assert!(update(vec![named("a", longest)]).read(&domain(), Some(longest), now()).unwrap().is_some());
     // Without any SVID there is none to have a hint.
     assert!(update(Vec::new()).read(&domain(), Some("external"), now()).unwrap().is_none());
 }
