@@ -103,6 +103,7 @@ impl World {
         let sockets = json!({"workloadSocket": WORKLOAD_SOCKET, "brokerSocket": BROKER_SOCKET});
         set(&mut values, "spire", sockets);
         set(&mut values, "onChange", json!({"enabled": true}));
+        set(&mut values, "signals", json!({"enabled": true}));
         let vault = Vault::start(&spire.web).await?;
         for (key, value) in vault.values()? {
             set(&mut values, key, value);

@@ -1,13 +1,16 @@
 //! Programs that take their TLS identity from files, and what they do when SPIRE renews it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use countersign_cluster::pods::until;
 use countersign_spire_tests::entry::Entry;
+use countersign_spire_tests::nginx;
 use countersign_spire_tests::postgres::Postgres;
 use countersign_spire_tests::program::{Program, java, openssl_pkcs12, read_pkcs12};
 use countersign_spire_tests::world::{Case, Kind, World, case, files, follow, volume};
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 use crate::life::{INJECT, SOON, X509, id};
@@ -18,6 +21,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("java_speaks_tls_with_each_renewed_key_store", Kind::Harmless, java_program),
         case("postgresql_serves_each_renewed_certificate", Kind::Harmless, postgres),
         case("a_program_is_told_of_a_renewal", Kind::Harmless, told),
+        case("nginx_is_signalled_and_serves_each_renewed_certificate", Kind::Harmless, signalled),
     ]
 }
 
@@ -132,5 +136,43 @@ async fn told(world: Arc<World>) -> Result<()> {
     // Nothing of the key goes along.
     let key = before.blocks("tls.key").pop().context("a key")?;
     ensure!(!log.contains("PRIVATE") && !log.contains(&format!("{key:?}")), "{log}");
+    space.remove().await
+}
+
+async fn signalled(world: Arc<World>) -> Result<()> {
+    const RENEWALS: u32 = 3;
+    let space = world.space("signalled").await?;
+    world.spire.create(&Entry::account("signalled", "default").living(40))?;
+    nginx::image(&world.directory)?;
+    let asks = [INJECT, X509, ("countersign.dev/on-change", "signal:HUP@nginx")];
+    let mut manifest = space.manifest("web", &asks);
+    let container = &mut manifest["spec"]["containers"][0];
+    container["image"] = json!(nginx::IMAGE);
+    container["securityContext"] = json!({"runAsUser": 101, "runAsGroup": 101, "runAsNonRoot": true});
+    container["readinessProbe"] = json!({"tcpSocket": {"port": nginx::PORT}, "periodSeconds": 1});
+    let pod = space.start_from(&manifest).await?;
+    let mut follower = follow(&pod)?;
+    let mut last = files(&pod)?;
+    let address = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()).context("an address")?;
+    let (address, roots) = (SocketAddr::new(address.parse()?, nginx::PORT), volume(&pod)?.join("ca.crt"));
+    ensure!(nginx::shown(address, &roots)? == leaf(&last), "another certificate than the file's");
+    for _ in 0..RENEWALS {
+        last = follower.becomes(SOON, "renewed", |files| leaf(files) != leaf(&last)).await?;
+        ensure!(last.identity()? == id("signalled"));
+        // Nobody but us tells it; and it answers all the while.
+        let new = async || Ok((nginx::shown(address, &roots)? == leaf(&last)).then_some(()));
+        until(SOON, "serving the new certificate", new).await?;
+    }
+    let log = space.log("web", "main").await?;
+    nginx::content(&log)?;
+    let reloads = u32::try_from(log.matches("(SIGHUP) received").count())?;
+    // The master is told, once for each change at most; its workers would say so as well.
+    follower.becomes(SOON, "there", |_| true).await?;
+    ensure!((RENEWALS..=follower.swaps).contains(&reloads), "{reloads} signals: {log}");
+    let told = space.events("web").await?;
+    ensure!(!told.iter().any(|event| event.contains("ChangeNotTold")), "{told:#?}");
+    let pod = space.api::<Pod>().get("web").await?;
+    let containers = pod.status.and_then(|status| status.container_statuses).context("containers")?;
+    ensure!(containers.iter().all(|container| container.restart_count == 0), "it was started again");
     space.remove().await
 }
