@@ -1,6 +1,6 @@
 # What people and CI call: CI calls nothing else. Each target has one line that `make help` shows.
 .DEFAULT_GOAL := help
-.PHONY: help demo test vault-test spire-test vault-bench spire-bench soak lint bench conformance interop fuzz deny chart admission image cluster-test mixed-test cluster-bench cluster e2e kind-up kind-demo kind-down
+.PHONY: help demo test vault-test spire-test spire-charts vault-bench spire-bench soak lint bench conformance interop fuzz deny chart admission image cluster-test mixed-test cluster-bench cluster e2e kind-up kind-demo kind-down
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Which Kubernetes a cluster is made of: the newest, or an older one of tests/tools, such as KUBERNETES=1.31.
@@ -86,6 +86,11 @@ spire-test: ## a real SPIRE on such a cluster, set up by docs/spire.md: identiti
 	$(call named,--test spire)
 	@tests/cluster/image demo
 	$(if $(KEEP),COUNTERSIGN_KEEP=1 )cargo test --workspace --test spire -- $(CASES)
+
+spire-charts: ## docs/spire.md beside the hardened SPIRE charts, from an empty cluster to a pod with its secret (root; CHARTS=charts of a clone of spiffe/helm-charts-hardened)
+	@test -d "$(CHARTS)/spire-lib" || { echo "CHARTS: the directory charts of a clone of github.com/spiffe/helm-charts-hardened is wanted" >&2; exit 1; }
+	@tests/cluster/image demo
+	SPIRE_CHARTS="$(abspath $(CHARTS))" cargo test --workspace --test charts -- $(CASES)
 
 spire-bench: ## measure identities from a real SPIRE, beside its own client (root; BENCH=--quick for a short run)
 	@tests/cluster/image release

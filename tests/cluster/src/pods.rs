@@ -34,14 +34,19 @@ impl Space {
         let namespaces = Api::<Namespace>::all(client.clone());
         let namespace = json!({"metadata": {"name": name}});
         namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
-        let space = Self { client: client.clone(), name: name.to_owned(), image: image.to_owned() };
+        let space = Self::there(client, name, image);
         space.account_there("default").await?;
         Ok(space)
     }
 
+    /// One that is there.
+    pub fn there(client: &Client, name: &str, image: &str) -> Self {
+        Self { client: client.clone(), name: name.to_owned(), image: image.to_owned() }
+    }
+
     /// That of the release.
     pub fn system(client: &Client) -> Self {
-        Self { client: client.clone(), name: SYSTEM.to_owned(), image: String::new() }
+        Self::there(client, SYSTEM, "")
     }
 
     /// Its name.

@@ -5,6 +5,7 @@
 
 mod authorities;
 pub mod bench;
+pub mod charts;
 pub mod controller;
 pub mod entry;
 pub mod files;

@@ -77,6 +77,12 @@ pub(super) fn of_broker(status: &Status, workload: &Workload, us: Us<'_>) -> Tro
         Code::Internal if text.contains("broker configuration missing") => Trouble::Down(refused(format!(
             "SPIRE can't attest pod {workload}: {text}; give the SPIRE agent's k8s workload attestor an experimental.broker block that names {us}"
         ))),
+        // With access_policy "enforced", and a service account that may not ask.
+        Code::Internal if text.contains("check Kubernetes authorization") => {
+            Trouble::Down(unavailable(format!(
+                "SPIRE can't ask Kubernetes whether we may have pod {workload}: {text}; let the SPIRE agent's service account create subjectaccessreviews.authorization.k8s.io"
+            )))
+        }
         Code::Internal
         | Code::Unauthenticated
         | Code::AlreadyExists

@@ -304,6 +304,13 @@ async fn an_agent_that_cannot_attest_pods_says_what_it_lacks() {
             Status::internal("unable to perform request"),
             "SPIRE answers Internal: unable to perform request",
         ),
+        (
+            "u4",
+            Status::internal(
+                "unable to check Kubernetes authorization for broker: subjectaccessreviews is forbidden",
+            ),
+            "let the SPIRE agent's service account create subjectaccessreviews.authorization.k8s.io",
+        ),
     ] {
         scene.refuses(uid, answer);
         let _volume = scene.spire.subscribe(&pod(uid));
