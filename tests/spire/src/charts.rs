@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use countersign_cluster::cases::Planned;
 use countersign_cluster::chart::Helm;
 use countersign_cluster::cluster::{Cluster, Options};
 use countersign_cluster::images;
@@ -222,9 +223,10 @@ fn named(text: &str) -> String {
 /// Runs the cases on one node. To be called first in `main`.
 pub fn main(cases: Vec<Case>, secrets: &[(&str, Value)]) -> Result<ExitCode> {
     let arguments = Arguments::from_args();
-    if let Some(code) = cases::listed(&arguments, &cases) {
-        return Ok(code);
-    }
+    let cases = match cases::planned(&arguments, cases)? {
+        Planned::Cases(cases) => cases,
+        Planned::Ended(code) => return Ok(code),
+    };
     let charts = std::env::var_os(CHARTS).map(PathBuf::from);
     let charts = charts.with_context(|| {
         format!(
@@ -245,12 +247,13 @@ pub fn main(cases: Vec<Case>, secrets: &[(&str, Value)]) -> Result<ExitCode> {
         verbosity: 2,
         kubelet: KUBELET,
         version: Version::chosen()?,
+        beta: false,
     };
     let world = runtime.block_on(async {
         let cluster = Cluster::start(&place, options).await?;
         Charted::new(cluster, &place.directory, &charts, secrets).await.map(Arc::new)
     })?;
-    let conclusion = cases::run(arguments, cases, &world, true)?;
+    let conclusion = cases::run(arguments, cases, &world, true);
     if conclusion.has_failed() {
         cases::tell(&runtime.block_on(world.report()));
     }
