@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use countersign_cluster::node;
 use countersign_cluster::pods::{PATH, uid, until};
 use countersign_spire_tests::entry::Entry;
+use countersign_spire_tests::page;
 use countersign_spire_tests::spire::TRUST_DOMAIN;
 use countersign_spire_tests::world::{Case, Kind, World, case, files, follow};
 use k8s_openapi::api::core::v1::Pod;
@@ -18,6 +19,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("a_waiting_pod_starts_when_its_entry_comes", Kind::Harmless, late_entry),
         case("a_pod_that_waits_for_its_entry_is_told_which_could_be", Kind::Harmless, very_late_entry),
         case("a_deleted_entry_is_withdrawn_from_its_pods_alone", Kind::Harmless, deleted_entry),
+        case("rights_taken_away_are_withdrawn_from_their_namespace_alone", Kind::Alone, rights_taken),
     ]
 }
 
@@ -126,4 +128,30 @@ async fn deleted_entry(world: Arc<World>) -> Result<()> {
         space.delete(pod).await?;
     }
     space.remove().await
+}
+
+async fn rights_taken(world: Arc<World>) -> Result<()> {
+    let (out, within) = (world.space("let-out").await?, world.space("let-in").await?);
+    let mut pods = Vec::new();
+    for space in [&out, &within] {
+        world.spire.create(&Entry::account(space.name(), "default"))?;
+        pods.push(space.start("api", &[X509, ("countersign.dev/on-revoked", "wipe")]).await?);
+    }
+    let (mut follower, mut other) = (follow(&pods[0])?, follow(&pods[1])?);
+    let others = files(&pods[1])?;
+    // As the page makes it. SPIRE looks when a stream begins, and all begin anew with its agent.
+    world.cluster.kubectl(&["delete", "rolebinding", "countersign", "--namespace=let-out"])?;
+    world.spire.kill_agent().await?;
+    world.spire.start_agent().await?;
+    let left = follower.becomes(SOON, "without its key", |files| files.text("tls.key").is_empty()).await?;
+    ensure!(left.text("tls.crt").is_empty() && !left.text("ca.crt").is_empty());
+    out.event("api", &["impersonate-via-spire", "pods in namespace let-out"]).await?;
+    let signed = other.becomes(SOON, "signed anew", |files| files.text("tls.crt") != others.text("tls.crt"));
+    ensure!(signed.await?.identity()? == id("let-in") && other.swaps == 1, "{} swaps", other.swaps);
+    // They are given back.
+    world.apply(&page::rights("let-out")?)?;
+    let back = follower.becomes(SOON, "whole again", |files| files.identity().is_ok()).await?;
+    ensure!(back.identity()? == id("let-out"));
+    out.remove().await?;
+    within.remove().await
 }
