@@ -105,7 +105,8 @@ impl<S: Sources> Keeper<S> {
                     None => break,
                 },
             }
-            self.metrics.volumes(self.slots.len());
+            let stale = self.slots.values().filter(|slot| slot.stale_files).count();
+            self.metrics.volumes(self.slots.len(), stale);
         }
         for slot in self.slots.into_values() {
             slot.answer(&Err(Error::ShuttingDown));
@@ -213,6 +214,7 @@ impl<S: Sources> Keeper<S> {
             return;
         }
         slot.turning = None;
+        slot.stale_files = turned.trouble.is_some();
         self.metrics.turned(&turned);
         notify(&self.notifier, &volume, &turned);
         note(&mut volume, &turned, &self.events, self.world.clock.wall());

@@ -51,6 +51,7 @@ type Seconds = Gauge<f64, AtomicU64>;
 pub struct Metrics {
     registry: Registry,
     volumes: Gauge,
+    stale_volumes: Gauge,
     turns: Family<Outcome, Counter>,
     publishes: Family<Outcome, Counter>,
     publish_seconds: Histogram,
@@ -84,6 +85,7 @@ impl Default for Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("countersign"),
             volumes: Gauge::default(),
+            stale_volumes: Gauge::default(),
             turns: Family::default(),
             publishes: Family::default(),
             publish_seconds: latency(),
@@ -114,6 +116,8 @@ impl Metrics {
     fn register(&mut self) {
         let r = &mut self.registry;
         r.register("volumes", "Volumes the agent keeps", self.volumes.clone());
+        let help = "Volumes that could not be brought up to date at their last turn";
+        r.register("volumes_stale", help, self.stale_volumes.clone());
         r.register("turns", "Turns of volumes, by what came of them", self.turns.clone());
         r.register("publish", "Publish calls of the driver, by what came of them", self.publishes.clone());
         let s = Unit::Seconds;
@@ -171,8 +175,10 @@ impl Metrics {
         Ok(text)
     }
 
-    pub(crate) fn volumes(&self, count: usize) {
-        self.volumes.set(i64::try_from(count).unwrap_or(i64::MAX));
+    pub(crate) fn volumes(&self, all: usize, stale: usize) {
+        for (gauge, count) in [(&self.volumes, all), (&self.stale_volumes, stale)] {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     pub(crate) fn cache(&self, cache: &Cache) {

@@ -17,6 +17,8 @@ pub(super) struct Slot {
     /// None while the volume is in its turn.
     pub(super) volume: Option<Volume>,
     pub(super) turning: Option<AbortHandle>,
+    /// Whether the last turn met trouble.
+    pub(super) stale_files: bool,
     pub(super) timer: Option<delay_queue::Key>,
     /// Who waits for the turn that runs.
     pub(super) waiting: Vec<Reply>,
@@ -35,6 +37,7 @@ impl Slot {
             workload: volume.workload.clone(),
             volume: Some(volume),
             turning: None,
+            stale_files: false,
             timer: None,
             waiting: vec![reply],
             news: Vec::new(),

@@ -12,6 +12,13 @@ fn keys<'k>(more: &[(&'k str, &'k str)]) -> Vec<(&'k str, &'k str)> {
     keys
 }
 
+/// How many volumes the metrics call stale.
+fn stale(scene: &Scene) -> String {
+    let text = scene.metrics.text().unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("countersign_volumes_stale "));
+    line.unwrap_or_default().to_owned()
+}
+
 /// Certificate and key, which are of one SVID.
 fn svid(dir: &TempDir) -> String {
     let [chain, key] = ["crt", "key"].map(|name| read(dir, name));
@@ -46,6 +53,7 @@ async fn a_field_that_is_gone_holds_up_neither_svids_nor_other_secrets() {
     assert_ne!(read(&dir, "t"), "jwt 1 for aud");
     let shown = ["user", "password", "b"].map(|name| read(&dir, name));
     assert_eq!(shown, ["u1", "p1", "bumble"], "user and password are of one answer");
+    assert_eq!(stale(&scene), "1");
     let note = told.try_recv().unwrap();
     assert_eq!(note.reason, Reason::RefreshFailing);
     let problem = "secret.countersign.dev/user: s:a#user: no such field; it has password";
@@ -55,6 +63,7 @@ async fn a_field_that_is_gone_holds_up_neither_svids_nor_other_secrets() {
     tokio::time::sleep(MINUTE * 2).await;
     assert_eq!(["user", "password"].map(|name| read(&dir, name)), ["u3", "p3"]);
     assert_eq!(told.try_recv().unwrap().reason, Reason::RefreshRecovered);
+    assert_eq!(stale(&scene), "0");
     scene.end().await;
 }
 

@@ -12,7 +12,7 @@ use countersign_tests::reader::{Generation, read};
 use countersign_vault_tests::world::{Plan, World, in_world};
 use serde_json::{Map, json};
 
-use crate::asking::{counts_beyond, pod};
+use crate::asking::{counted, counts_beyond, pod};
 use crate::leases::{gone, lives};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -86,6 +86,8 @@ async fn a_field_is_gone_or_a_policy() -> Result<()> {
         let root = world.vault.root();
         root.write("kv/data/payments", &json!({"data": {"password": "second"}})).await?;
         counts_beyond(&world.node, "countersign_turns_total", &["result=\"not_found\""], 1.0).await?;
+        let stale = counted(&world.node, "countersign_volumes_stale", &[]).await?;
+        ensure!((0.5..1.5).contains(&stale), "{stale} volumes are stale");
         renewed(&volume).await.context("a field is gone")?;
         renewed(&volume).await.context("a field is gone, and one SVID with it")?;
         ensure!(pair(&volume)? == ["app", "first-password"], "they are of one answer: {:?}", pair(&volume)?);
