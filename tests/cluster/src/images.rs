@@ -11,6 +11,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::layout::CONTAINERD_SOCKET;
+use crate::pods::IDLE;
 use crate::tools::{installed, tool};
 
 /// The image that pods of the tests run, and that holds a pod's namespaces: Debian's static busybox.
@@ -32,9 +33,7 @@ pub struct Image<'a> {
 /// Makes the archive of [`BUSYBOX`] at `archive`.
 pub fn busybox(archive: &Path) -> Result<()> {
     // A sandbox's process waits for ever, and gives way when told to.
-    let wait = "trap 'exit 0' TERM INT; while :; do sleep 1000 & wait $!; done";
-    let entrypoint = &["/bin/sh", "-c", wait];
-    make(archive, &Image { name: BUSYBOX, programs: &[], files: &[], entrypoint })
+    make(archive, &Image { name: BUSYBOX, programs: &[], files: &[], entrypoint: &IDLE })
 }
 
 /// Makes the archive of an image at `archive`.

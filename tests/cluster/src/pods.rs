@@ -17,6 +17,9 @@ use crate::secrets::SYSTEM;
 pub const PATH: &str = "/var/run/secrets/countersign";
 /// How long a pod may take to run or to be gone.
 pub const LIMIT: Duration = Duration::from_secs(120);
+/// Does nothing, until told to end.
+pub(crate) const IDLE: [&str; 3] =
+    ["/bin/sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 1000 & wait $!; done"];
 /// How often the API server is asked.
 const INTERVAL: Duration = Duration::from_millis(150);
 
@@ -89,22 +92,21 @@ impl Space {
             "metadata": {"name": name, "annotations": annotations},
             "spec": {
                 "terminationGracePeriodSeconds": 1,
-                "containers": [{"name": "main", "image": self.image, "imagePullPolicy": "IfNotPresent"}],
+                "containers": [idle(&self.image)],
             },
         })
     }
 
     /// Such a pod without annotations: its author wrote the volume, with these attributes, at `/s`.
     pub fn by_hand(&self, name: &str, attributes: &Value) -> Value {
+        let mut container = idle(&self.image);
+        container["volumeMounts"] = json!([{"name": "secrets", "mountPath": "/s", "readOnly": true}]);
         json!({
             "metadata": {"name": name},
             "spec": {
                 "terminationGracePeriodSeconds": 1,
                 "volumes": [inline(attributes)],
-                "containers": [{
-                    "name": "main", "image": self.image, "imagePullPolicy": "IfNotPresent",
-                    "volumeMounts": [{"name": "secrets", "mountPath": "/s", "readOnly": true}],
-                }],
+                "containers": [container],
             },
         })
     }
@@ -260,6 +262,12 @@ impl Space {
         namespaces.delete(&self.name, &DeleteParams::default()).await?;
         Ok(())
     }
+}
+
+/// A container that does nothing, and gives way when told to. It says so itself: what an image runs by default may end at
+/// once, as the shell of the public busybox does.
+pub fn idle(image: &str) -> Value {
+    json!({"name": "main", "image": image, "imagePullPolicy": "IfNotPresent", "command": IDLE})
 }
 
 /// An inline volume of ours with these attributes.

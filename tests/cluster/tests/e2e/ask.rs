@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use countersign_cluster::chart::TRUST_DOMAIN;
-use countersign_cluster::pods::{LIMIT, PATH, name, until};
+use countersign_cluster::pods::{LIMIT, PATH, idle, name, until};
 use countersign_cluster::world::{Case, Kind, World, case};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
@@ -50,9 +50,7 @@ async fn annotated_deployment(world: Arc<World>) -> Result<()> {
                     "svid.countersign.dev/x509": "tls.crt,tls.key,ca.crt",
                     "jwt.countersign.dev/token": "https://api.example.com",
                 }},
-                "spec": {"terminationGracePeriodSeconds": 1, "containers": [
-                    {"name": "main", "image": world.image(), "imagePullPolicy": "IfNotPresent"},
-                ]},
+                "spec": {"terminationGracePeriodSeconds": 1, "containers": [idle(world.image())]},
             },
         },
     });

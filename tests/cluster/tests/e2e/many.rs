@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use countersign_cluster::audit::Requests;
 use countersign_cluster::kubelet::Operations;
-use countersign_cluster::pods::{LIMIT, until};
+use countersign_cluster::pods::{LIMIT, idle, until};
 use countersign_cluster::world::{Case, Kind, World, case};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::Client;
@@ -37,9 +37,7 @@ async fn hundred(world: Arc<World>) -> Result<()> {
                     "secret.countersign.dev/p": "sops:e2e-many.db#password",
                     "jwt.countersign.dev/token": "https://api.example.com",
                 }},
-                "spec": {"terminationGracePeriodSeconds": 1, "containers": [
-                    {"name": "main", "image": world.image(), "imagePullPolicy": "IfNotPresent"},
-                ]},
+                "spec": {"terminationGracePeriodSeconds": 1, "containers": [idle(world.image())]},
             },
         },
     });
