@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
-use crate::identity::svid::{check_authority, moment};
+use crate::identity::svid::{Broken, check_authority, moment};
 use crate::issuer::bundle::certificate_pem;
 use crate::issuer::jwt::{JwtKey, PublicJwk};
 use crate::issuer::root::Root;
@@ -45,6 +45,17 @@ pub(crate) struct Entry {
     pub(crate) replica: String,
 }
 
+/// Why an entry can't be trusted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unfit {
+    /// Its root is of another trust domain.
+    #[error("{0}")]
+    Elsewhere(Broken),
+    /// It is none of anybody's.
+    #[error("{0}")]
+    Wrong(String),
+}
+
 impl Anchor {
     /// The public half of `root` and `jwt`.
     pub(crate) fn of(root: &Root, jwt: &JwtKey) -> Self {
@@ -59,18 +70,23 @@ impl Anchor {
     }
 
     /// Reads an entry; says what is wrong with one that can't be trusted for `domain`.
-    pub(crate) fn parse(entry: &Entry, domain: &TrustDomain) -> Result<Self, String> {
+    pub(crate) fn parse(entry: &Entry, domain: &TrustDomain) -> Result<Self, Unfit> {
+        let wrong = |problem: &str| Unfit::Wrong(problem.to_owned());
         let der = CertificateDer::from_pem_slice(entry.root.as_bytes())
-            .map_err(|_| "its root is no PEM certificate".to_owned())?;
+            .map_err(|_| wrong("its root is no PEM certificate"))?;
         let Ok(([], root)) = X509Certificate::from_der(&der) else {
-            return Err("its root is no certificate".to_owned());
+            return Err(wrong("its root is no certificate"));
         };
-        check_authority(&root, "its root", domain).map_err(|broken| broken.to_string())?;
-        let root_key = PublicJwk::of(root.public_key().raw).ok_or("its root's key is not P-256")?;
+        check_authority(&root, "its root", domain).map_err(|broken| match broken {
+            Broken::AuthorityName { .. } => Unfit::Elsewhere(broken),
+            broken => Unfit::Wrong(broken.to_string()),
+        })?;
+        let root_key =
+            PublicJwk::of(root.public_key().raw).ok_or_else(|| wrong("its root's key is not P-256"))?;
         let decoding = DecodingKey::from_ec_components(&entry.jwt_key.x, &entry.jwt_key.y)
             .ok()
             .filter(|_| entry.jwt_key.point().is_some())
-            .ok_or("its JWT key is no P-256 key")?;
+            .ok_or_else(|| wrong("its JWT key is no P-256 key"))?;
         Ok(Self {
             not_after: moment(root.validity().not_after.timestamp()),
             root_key,

@@ -9,6 +9,9 @@
 //! entry stays until everything it signed has ended, and is then removed by whoever looks. An entry that somebody
 //! removes by hand is trusted no more, unless it is that of a living replica, which publishes it again.
 //!
+//! The object is of one trust domain. Where that is changed, issuers of both write here until the last old one is gone:
+//! then the bundle is written again after [`PEACE`] only, or they would undo each other's as fast as they can.
+//!
 //! Whoever may write this object decides whom the whole trust domain believes.
 
 mod object;
@@ -40,6 +43,9 @@ const LOOK: Duration = Duration::from_secs(300);
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// The first pause after a write that failed; doubled up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How long what issuers of another trust domain have made of the bundle is left as it is: about as long as a rollout
+/// has both. Newcomers do not wait.
+const PEACE: Duration = Duration::from_secs(60);
 /// Races lost in a row before a pause is made.
 const RACES: u32 = 8;
 
@@ -149,12 +155,13 @@ impl Publication {
             let plan = self.plan(map.as_ref().map_or(&nothing, |map| &map.data));
             self.warn(progress, &plan);
             progress.seen = map.as_ref().map_or(Seen::Missing, |map| Seen::Is(Arc::clone(map)));
-            if plan.changes.is_empty() {
+            if plan.changes.is_empty() || self.yields(progress, &plan) {
                 self.settled(progress, &plan);
                 return;
             }
             let now = match self.object.write(map.as_deref(), &plan.changes).await {
                 Ok(new) => {
+                    progress.contested = None;
                     progress.fresh = true;
                     tracing::info!(
                         object = %self.object, roots = plan.roots, removed = plan.removed,
@@ -174,6 +181,23 @@ impl Publication {
         }
         // Many replicas at once: the others go first.
         progress.again = Some(self.clock.now() + RETRY.0);
+    }
+
+    /// Whether the bundle is left to another trust domain's issuers for now. Ours have published, and go on.
+    fn yields(&self, progress: &mut Progress, plan: &Plan) -> bool {
+        if !plan.contested() {
+            progress.contested = None;
+            return false;
+        }
+        let now = self.clock.now();
+        if progress.contested.is_none() {
+            tracing::warn!(
+                object = %self.object, trust_domain = %self.trust_domain,
+                "issuers of another trust domain publish here too: the bundle goes back and forth until the last of \
+                 one side is gone; two releases need a namespace each"
+            );
+        }
+        *progress.contested.get_or_insert(now + PEACE) > now
     }
 
     fn plan(&self, data: &BTreeMap<String, String>) -> Plan {

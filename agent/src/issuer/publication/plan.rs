@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 
 use crate::identity::svid::unix;
-use crate::issuer::anchor::{Anchor, Entry};
+use crate::issuer::anchor::{Anchor, Entry, Unfit};
 use crate::issuer::bundle;
 use crate::issuer::keys::union;
 use crate::issuer::publication::object::Changes;
@@ -47,10 +47,19 @@ pub(super) struct Plan {
     /// Ids of our JWT keys that are in the data already.
     pub(super) published: HashSet<String>,
     pub(super) removed: usize,
+    /// Entries of another trust domain that may still be needed.
+    pub(super) elsewhere: usize,
     /// Why entries are not used.
     pub(super) unusable: Vec<String>,
     /// Roots in the bundle, for the log.
     pub(super) roots: usize,
+}
+
+impl Plan {
+    /// Whether all there is to do is to undo what the issuers of another trust domain have made of the bundle.
+    pub(super) fn contested(&self) -> bool {
+        self.elsewhere > 0 && self.changes.keys().all(|key| key == PEM || key == JSON)
+    }
 }
 
 /// What has to change in `data` so that it is right.
@@ -61,6 +70,7 @@ pub(super) fn plan(data: &BTreeMap<String, String>, facts: &Facts<'_>) -> Plan {
         sequence: facts.sequence,
         published: HashSet::new(),
         removed: 0,
+        elsewhere: 0,
         unusable: Vec::new(),
         roots: 0,
     };
@@ -100,24 +110,31 @@ fn own(plan: &mut Plan, data: &BTreeMap<String, String>, anchor: &Anchor, facts:
 
 /// Somebody else's: trusted while it is needed, removed when it is needed no more.
 fn other(plan: &mut Plan, key: &str, text: &str, facts: &Facts<'_>) {
-    let read = serde_json::from_str::<Entry>(text).map_err(|_| "it is no entry of this version".to_owned());
-    let read = read.and_then(|entry| {
-        let until =
-            humantime::parse_rfc3339(&entry.until).map_err(|_| "its time can't be read".to_owned())?;
-        let anchor = Anchor::parse(&entry, facts.trust_domain)?;
-        Ok((until.min(anchor.not_after), anchor))
-    });
-    match read {
-        Ok((until, _)) if until + SKEW <= facts.now => {
-            plan.changes.insert(key.to_owned(), None);
-            plan.removed += 1;
+    let mut unusable = |problem: &dyn std::fmt::Display| plan.unusable.push(format!("{key}: {problem}"));
+    let Ok(entry) = serde_json::from_str::<Entry>(text) else {
+        return unusable(&"it is no entry of this version");
+    };
+    let Ok(until) = humantime::parse_rfc3339(&entry.until) else {
+        return unusable(&"its time can't be read");
+    };
+    let over = |until: SystemTime| until + SKEW <= facts.now;
+    match Anchor::parse(&entry, facts.trust_domain) {
+        Ok(anchor) if over(until.min(anchor.not_after)) => remove(plan, key),
+        Ok(anchor) if key.strip_prefix(PREFIX) == Some(anchor.kid()) => plan.others.push(Arc::new(anchor)),
+        Ok(_) => unusable(&"its JWT key has another id"),
+        // Left by issuers from before the trust domain was changed: nobody else would take it away.
+        Err(Unfit::Elsewhere(_)) if over(until) => remove(plan, key),
+        Err(problem) => {
+            unusable(&problem);
+            plan.elsewhere += usize::from(matches!(problem, Unfit::Elsewhere(_)));
         }
-        Ok((_, anchor)) if key.strip_prefix(PREFIX) == Some(anchor.kid()) => {
-            plan.others.push(Arc::new(anchor));
-        }
-        Ok(_) => plan.unusable.push(format!("{key}: its JWT key has another id")),
-        Err(problem) => plan.unusable.push(format!("{key}: {problem}")),
     }
+}
+
+/// Needed no more.
+fn remove(plan: &mut Plan, key: &str) {
+    plan.changes.insert(key.to_owned(), None);
+    plan.removed += 1;
 }
 
 /// The documents made from all entries.
@@ -162,7 +179,12 @@ mod tests {
 
     impl Replica {
         fn new(name: &'static str) -> Self {
-            let config: Config = Cluster::new().config();
+            Self::of(name, "example.org")
+        }
+
+        fn of(name: &'static str, domain: &str) -> Self {
+            let mut config: Config = Cluster::new().config();
+            config.trust_domain = domain.parse().unwrap();
             let domain = config.trust_domain.clone();
             Self { keys: Keys::new(&config, moment(NOW)).unwrap(), name, domain }
         }
@@ -232,6 +254,25 @@ mod tests {
         assert!(sequence(&data) > joined);
         assert_eq!(data.len(), 4);
         assert_eq!(data["somebody-elses"], "left alone");
+    }
+
+    #[test]
+    fn another_trust_domain_s_entries_are_no_reason_to_hurry_and_go_in_time() {
+        let (one, other) = (Replica::new("one"), Replica::of("other", "elsewhere.org"));
+        let mut data = BTreeMap::new();
+        assert!(one.act(&mut data, hours(0)));
+        let joins = other.plan(&data, hours(0));
+        assert!(!joins.contested() && !joins.changes.is_empty(), "its own entry waits for nobody");
+        other.act(&mut data, hours(0));
+        assert_eq!(roots(&data), 1, "a bundle is of one trust domain");
+        let undo = one.plan(&data, hours(0));
+        assert!(undo.contested() && undo.changes.len() == 2, "{:?}", undo.changes);
+        assert!(!other.act(&mut data, hours(0)));
+        // `other` is gone: its entry goes like that of one of ours.
+        assert!(one.act(&mut data, hours(1)));
+        assert_eq!(one.plan(&data, hours(3)).elsewhere, 1);
+        one.act(&mut data, hours(4));
+        assert_eq!((one.plan(&data, hours(4)).elsewhere, data.len()), (0, 3));
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(super) struct Progress {
     /// It was seen just now, and not a while ago.
     pub(super) fresh: bool,
     pub(super) failures: u32,
+    /// The bundle is another trust domain's, and is written again then.
+    pub(super) contested: Option<Instant>,
     /// Tried again then.
     pub(super) again: Option<Instant>,
     /// Published, and ready then.
@@ -36,7 +38,8 @@ impl Progress {
     /// When there is something to do without any news. Nothing is tried again with an object that was never seen: it has
     /// to be looked for first, and the look is news.
     pub(super) fn next(&self) -> Option<Instant> {
-        let again = self.again.filter(|_| !matches!(self.seen, Seen::Never));
+        // Nothing is written before it is tried again.
+        let again = self.again.or(self.contested).filter(|_| !matches!(self.seen, Seen::Never));
         let ready = self.ready.filter(|_| !self.open);
         [again, ready].into_iter().flatten().min()
     }
@@ -61,5 +64,9 @@ mod tests {
         assert_eq!(progress.next(), Some(later));
         progress.open = true;
         assert_eq!(progress.next(), None);
+        progress.contested = Some(soon);
+        assert_eq!(progress.next(), Some(soon));
+        progress.again = Some(later);
+        assert_eq!(progress.next(), Some(later), "a write that failed");
     }
 }

@@ -439,6 +439,31 @@ async fn an_api_server_that_refuses_is_named_and_overcome() {
 }
 
 #[tokio::test]
+async fn issuers_of_two_trust_domains_do_not_undo_each_other_s_bundle_without_end() {
+    let fleet = Fleet::new().await;
+    let old = fleet.replica("old").await;
+    let mut config = fleet.config("new");
+    config.trust_domain = "elsewhere.org".parse().unwrap();
+    let new = Running::start(config).await;
+    // Neither waits for the other to go: a rollout has to get on.
+    ready(&new).await;
+    let published = || fleet.api.object(PATH).map(|map| (root_of(&map, "new"), map));
+    let theirs = || published().is_some_and(|(root, map)| map["data"]["bundle.pem"] == json!(root));
+    assert!(theirs(), "who comes has the bundle");
+    let before = fleet.api.asked("PATCH", PATH);
+    for _ in 0..30 {
+        pass(Duration::from_secs(20)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let writes = fleet.api.asked("PATCH", PATH) - before;
+    assert!((1..=12).contains(&writes), "{writes} writes in ten minutes");
+    old.stop().await;
+    pass(Duration::from_secs(61)).await;
+    in_time("the bundle is that of who is left", theirs).await;
+    new.stop().await;
+}
+
+#[tokio::test]
 async fn a_quiet_hour_costs_the_api_server_next_to_nothing() {
     let fleet = Fleet::new().await;
     let issuer = fleet.replica("one").await;
