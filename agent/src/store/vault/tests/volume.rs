@@ -1,9 +1,9 @@
 //! Volumes of pods, with their secrets from such a store.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -187,11 +187,17 @@ async fn pods_share_what_they_may_and_have_credentials_of_their_own() {
 
 #[tokio::test]
 async fn a_credential_lives_as_long_as_files_are_made_from_it() {
-    let (broken, gone) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (broken, gone) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new("none")));
     let (b, g) = (Arc::clone(&broken), Arc::clone(&gone));
     let server = Server::start(credentials(move |seen| match seen.path.as_str() {
-        "kv/data/app" if b.load(Ordering::SeqCst) => Some(secret(2, &json!({ "other": "x" }))),
-        "sys/leases/lookup" if g.load(Ordering::SeqCst) && seen.body["lease_id"] == "l1" => {
+        "database/creds/app" if b.load(Ordering::SeqCst) => {
+            let data = json!({ "other": "x" });
+            Some(say(
+                200,
+                json!({ "lease_id": "nameless", "lease_duration": 600, "renewable": true, "data": data }),
+            ))
+        }
+        "sys/leases/lookup" if seen.body["lease_id"] == *g.lock().unwrap() => {
             Some(errors(400, &["invalid lease"]))
         }
         _ => None,
@@ -204,15 +210,12 @@ async fn a_credential_lives_as_long_as_files_are_made_from_it() {
         let token = first.split_once('-').unwrap().1.to_owned();
         server.taken();
         broken.store(true, Ordering::SeqCst);
-        while !server.taken().iter().any(|seen| seen.path == "kv/data/app") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        gone.store(true, Ordering::SeqCst);
-        // Another is fetched, but the files cannot be made: they go on with the first.
+        *gone.lock().unwrap() = "l1";
+        // Another is fetched, but the file cannot be made of it: it goes on with the first.
         let mut seen = Vec::new();
         while seen
             .iter()
-            .filter(|seen: &&Seen| seen.path == "sys/leases/lookup" && seen.body["lease_id"] == "l2")
+            .filter(|seen: &&Seen| seen.path == "sys/leases/lookup" && seen.body["lease_id"] == "nameless")
             .count()
             < 2
         {
@@ -222,6 +225,7 @@ async fn a_credential_lives_as_long_as_files_are_made_from_it() {
         assert_eq!(read(&dir, "username"), first);
         assert!(!seen.iter().any(|seen| seen.path == "auth/token/revoke-self"), "{seen:?}");
         broken.store(false, Ordering::SeqCst);
+        *gone.lock().unwrap() = "nameless";
         while !server
             .taken()
             .iter()
