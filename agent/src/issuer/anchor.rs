@@ -77,9 +77,9 @@ impl Anchor {
         let Ok(([], root)) = X509Certificate::from_der(&der) else {
             return Err(wrong("its root is no certificate"));
         };
-        check_authority(&root, "its root", domain).map_err(|broken| match broken {
-            Broken::AuthorityName { .. } => Unfit::Elsewhere(broken),
-            broken => Unfit::Wrong(broken.to_string()),
+        check_authority(&root, "its root", domain).map_err(|broken| {
+            let elsewhere = matches!(broken, Broken::AuthorityName { .. });
+            if elsewhere { Unfit::Elsewhere(broken) } else { Unfit::Wrong(broken.to_string()) }
         })?;
         let root_key =
             PublicJwk::of(root.public_key().raw).ok_or_else(|| wrong("its root's key is not P-256"))?;

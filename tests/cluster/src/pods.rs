@@ -99,14 +99,15 @@ impl Space {
 
     /// Such a pod without annotations: its author wrote the volume, with these attributes, at `/s`.
     pub fn by_hand(&self, name: &str, attributes: &Value) -> Value {
-        let mut container = idle(&self.image);
-        container["volumeMounts"] = json!([{"name": "secrets", "mountPath": "/s", "readOnly": true}]);
         json!({
             "metadata": {"name": name},
             "spec": {
                 "terminationGracePeriodSeconds": 1,
                 "volumes": [inline(attributes)],
-                "containers": [container],
+                "containers": [{
+                    "name": "main", "image": self.image, "imagePullPolicy": "IfNotPresent", "command": IDLE,
+                    "volumeMounts": [{"name": "secrets", "mountPath": "/s", "readOnly": true}],
+                }],
             },
         })
     }
