@@ -1,5 +1,6 @@
 //! The hardened SPIRE charts on a node, and Countersign beside them, step by step as `docs/spire.md` has it.
 
+mod layout;
 mod rig;
 
 use std::path::{Path, PathBuf};
@@ -26,17 +27,13 @@ use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
 use libtest_mimic::Arguments;
 use serde_json::Value;
 
+pub use self::layout::{Layout, PRODUCTION, QUICK};
 use crate::page;
 
 /// Not the page's: the charts refuse it where they are told to be strict.
 pub const TRUST_DOMAIN: &str = "bank.example";
 /// The heading of the page.
 const HEADING: &str = "Beside the hardened SPIRE charts";
-/// Where the release of the charts is.
-const MANAGEMENT: &str = "spire-mgmt";
-/// Where they put SPIRE's server, and its agents.
-const SERVERS: &str = "spire-server";
-const AGENTS: &str = "spire-system";
 /// The directory `charts` of a clone of spiffe/helm-charts-hardened.
 const CHARTS: &str = "SPIRE_CHARTS";
 /// A chart that pulls no image and waits for SPIRE's agents, on a busy machine.
@@ -83,8 +80,15 @@ impl Charted {
         let spire = charted.charts.join("spire").display().to_string();
         charted.helm.must(&["dependency", "build", &spire]).await?;
         let crds = charted.charts.join("spire-crds").display().to_string();
-        let arguments =
-            ["upgrade", "--install", "--create-namespace", "-n", MANAGEMENT, "spire-crds", crds.as_str()];
+        let arguments = [
+            "upgrade",
+            "--install",
+            "--create-namespace",
+            "-n",
+            PRODUCTION.management,
+            "spire-crds",
+            crds.as_str(),
+        ];
         charted.helm.must(&arguments).await?;
         charted.apply(&format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {SYSTEM}, labels: {{pod-security.kubernetes.io/enforce: privileged}}}}\n"
@@ -96,12 +100,12 @@ impl Charted {
     }
 
     /// Installs both releases by the page but for its second step, and waits until all of both is ready.
-    pub async fn install(&self, way: Way) -> Result<()> {
-        self.install_spire(way).await?;
-        self.apply(&one("ClusterSPIFFEID")?)?;
-        let ours = block(|text| text.contains("identity:") && delegated(text) == (way == Way::Delegated))?;
+    pub async fn install(&self, layout: &Layout, way: Way) -> Result<()> {
+        self.install_spire(layout, way).await?;
+        self.apply(&layout.own(&one("ClusterSPIFFEID")?))?;
+        let ours = our_values(way)?;
         let rig = self.write("ours.json", &rig::ours().to_string())?;
-        let page = self.write("ours.yaml", &ours)?;
+        let page = self.write("ours.yaml", &layout.own(&ours))?;
         let chart = workspace().join("charts/countersign").display().to_string();
         let mut arguments = vec!["upgrade", "--install", "--wait", "--timeout", LONG, "-n", SYSTEM];
         arguments.extend([chart::RELEASE, &chart, "--values", &rig, "--values", &page]);
@@ -109,28 +113,35 @@ impl Charted {
     }
 
     /// The page's second step: SPIRE's agent may ask whether we may have a pod.
-    pub fn let_spire_ask(&self) -> Result<()> {
-        self.apply(&one("ClusterRoleBinding")?)
+    pub fn let_spire_ask(&self, layout: &Layout) -> Result<()> {
+        self.apply(&layout.own(&one("ClusterRoleBinding")?))
     }
 
-    async fn install_spire(&self, way: Way) -> Result<()> {
-        let page =
-            block(|text| text.starts_with("spire-agent:") && delegated(text) == (way == Way::Delegated))?;
-        let (usual, page) = (self.write("usual.yaml", rig::PRODUCTION)?, self.write("page.yaml", &page)?);
-        let rig = self.write("rig.json", &rig::spire().to_string())?;
+    async fn install_spire(&self, layout: &Layout, way: Way) -> Result<()> {
+        let Layout { management, servers, .. } = layout;
+        let other = layout.other().management;
+        self.helm.must(&["uninstall", "--ignore-not-found", "--wait", "-n", other, "spire"]).await?;
+        let page = spire_values(way)?;
+        let (usual, page) =
+            (self.write("usual.yaml", layout.values)?, self.write("page.yaml", &layout.own(&page))?);
+        let rig = self.write("rig.json", &rig::spire(servers).to_string())?;
         let chart = self.charts.join("spire").display().to_string();
-        let mut arguments =
-            vec!["upgrade", "--install", "--timeout", LONG, "-n", MANAGEMENT, "spire", &chart];
+        let mut arguments = vec!["upgrade", "--install", "--create-namespace", "--timeout", LONG];
+        arguments.extend(["-n", management, "spire", &chart]);
         for values in [&usual, &page, &rig] {
             arguments.extend(["--values", values]);
+        }
+        let group = self.write("group.yaml", &group()?)?;
+        if layout.roots {
+            arguments.extend(["--values", &group]);
         }
         self.helm.must(&arguments).await?;
         // Here, cluster addresses lead nowhere.
         self.apply(&format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: pods, namespace: {SERVERS}}}\nspec:\n  clusterIP: None\n  \
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: pods, namespace: {servers}}}\nspec:\n  clusterIP: None\n  \
              selector: {{app.kubernetes.io/name: server, app.kubernetes.io/instance: spire}}\n  ports: [{{port: 8081}}]\n"
         ))?;
-        let (servers, agents) = (self.space(SERVERS).await?, self.space(AGENTS).await?);
+        let (servers, agents) = (self.space(servers).await?, self.space(layout.agents).await?);
         until(LIMIT, "a SPIRE server", async || {
             let set = servers.api::<StatefulSet>().get_opt("spire-server").await?;
             Ok(set.and_then(|set| set.status?.ready_replicas).filter(|ready| *ready == 1))
@@ -161,9 +172,10 @@ impl Charted {
     }
 
     /// The configuration of SPIRE's agent, as the charts have made it.
-    pub fn agent_conf(&self) -> Result<Value> {
+    pub fn agent_conf(&self, layout: &Layout) -> Result<Value> {
         let path = r"jsonpath={.data.agent\.conf}";
-        let text = self.cluster.kubectl(&["get", "configmap", "spire-agent", "-n", AGENTS, "-o", path])?;
+        let text =
+            self.cluster.kubectl(&["get", "configmap", "spire-agent", "-n", layout.agents, "-o", path])?;
         Ok(serde_json::from_str(&text)?)
     }
 
@@ -188,7 +200,7 @@ impl Charted {
 
     async fn report(&self) -> String {
         let mut text = self.cluster.tails(10);
-        for name in [MANAGEMENT, SERVERS, AGENTS, SYSTEM] {
+        for name in [PRODUCTION.servers, PRODUCTION.agents, QUICK.agents, SYSTEM] {
             if let Ok(space) = self.space(name).await {
                 text.push_str(&space.tails(25).await);
             }
@@ -197,18 +209,33 @@ impl Charted {
     }
 }
 
+/// The page's values for the charts.
+fn spire_values(way: Way) -> Result<String> {
+    block(|text| text.contains("  sockets:\n") && delegated(text) == (way == Way::Delegated))
+}
+
+/// Those besides for charts whose SPIRE agent would run in the group of root.
+fn group() -> Result<String> {
+    block(|text| text.contains("podSecurityContext"))
+}
+
+/// The page's values for our chart.
+fn our_values(way: Way) -> Result<String> {
+    block(|text| text.contains("identity:") && delegated(text) == (way == Way::Delegated))
+}
+
 /// Whether a block is of the older way.
 fn delegated(text: &str) -> bool {
     text.contains("authorizedDelegates") || text.contains("api: delegated")
 }
 
-/// The page's one block of YAML that is this one, for our trust domain.
+/// The page's one block of YAML that is this one.
 fn block(wanted: impl Fn(&str) -> bool) -> Result<String> {
     let page = Page::read("spire.md")?;
     let mut blocks = page.under(HEADING, "yaml")?;
     blocks.retain(|block| wanted(&block.text));
     let [block] = blocks.try_into().ok().context("docs/spire.md: one such block of YAML")?;
-    Ok(named(&block.text))
+    Ok(block.text.clone())
 }
 
 fn one(kind: &str) -> Result<String> {
@@ -258,4 +285,22 @@ pub fn main(cases: Vec<Case>, secrets: &[(&str, Value)]) -> Result<ExitCode> {
         cases::tell(&runtime.block_on(world.report()));
     }
     Ok(conclusion.exit_code())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_has_each_step_once() {
+        for way in [Way::Broker, Way::Delegated] {
+            spire_values(way).unwrap();
+            assert!(our_values(way).unwrap().contains("socketGroups: [1000]"));
+        }
+        assert!(group().unwrap().contains("runAsGroup: 1000"));
+        let binding = QUICK.own(&one("ClusterRoleBinding").unwrap());
+        assert!(binding.contains("namespace: spire}"), "{binding}");
+        let entry = QUICK.own(&one("ClusterSPIFFEID").unwrap());
+        assert!(entry.contains("className: spire-spire "), "{entry}");
+    }
 }

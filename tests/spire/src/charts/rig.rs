@@ -10,7 +10,7 @@ use countersign_cluster::images::{Image, load, make};
 use countersign_cluster::tools::{installed, tool};
 use serde_json::{Value, json};
 
-use super::{SERVERS, TRUST_DOMAIN};
+use super::TRUST_DOMAIN;
 
 /// What is built for it.
 pub(super) const TOOLS: [&str; 4] = ["spire-server", "spire-agent", "spire-controller-manager", "kubectl"];
@@ -26,8 +26,14 @@ global:
     caSubject: {country: CH, organization: Bank, commonName: bank.example}
 ";
 
+/// Those that it has for a quick look, which are none. Ours is another trust domain.
+pub(super) const QUICK: &str = "
+global:
+  spire: {clusterName: test, trustDomain: bank.example}
+";
+
 /// What is this machine's: images that were made here, no disk to be had, no kube-proxy.
-pub(super) fn spire() -> Value {
+pub(super) fn spire(servers: &str) -> Value {
     let image =
         |name: &str| json!({"registry": "localhost", "repository": name, "tag": "1", "pullPolicy": "Never"});
     let kubectl = json!({"kubectl": {"image": image("kubectl")}});
@@ -41,7 +47,7 @@ pub(super) fn spire() -> Value {
         },
         "spire-agent": {
             "image": image("spire-agent"),
-            "server": {"address": format!("pods.{SERVERS}"), "port": 8081},
+            "server": {"address": format!("pods.{servers}"), "port": 8081},
             "socketAlternate": {"image": image("bash")},
             "fsGroupFix": {"image": image("bash")},
         },

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use countersign_cluster::cases::{Kind, case};
-use countersign_spire_tests::charts::{Case, Charted, TRUST_DOMAIN, Way};
+use countersign_spire_tests::charts::{Case, Charted, PRODUCTION, QUICK, TRUST_DOMAIN, Way};
 use countersign_spire_tests::spire::US;
 use countersign_spire_tests::world::files;
 use serde_json::{Value, json};
@@ -24,9 +24,13 @@ fn main() -> Result<ExitCode> {
     let cases: Vec<Case> = vec![
         case("the_broker_api_of_the_hardened_charts", Kind::Alone, broker),
         case("the_delegated_api_of_the_hardened_charts", Kind::Alone, delegated),
+        case("the_quick_install_of_the_hardened_charts", Kind::Alone, quick),
     ];
-    let secrets =
-        [("charted.db", json!({"password": "hunter2"})), ("delegated.db", json!({"password": "hunter3"}))];
+    let secrets = [
+        ("charted.db", json!({"password": "hunter2"})),
+        ("delegated.db", json!({"password": "hunter3"})),
+        ("quick.db", json!({"password": "hunter4"})),
+    ];
     countersign_spire_tests::charts::main(cases, &secrets)
 }
 
@@ -52,9 +56,9 @@ async fn served(world: &Charted, namespace: &str, password: &str, allowed: bool)
 }
 
 async fn broker(world: Arc<Charted>) -> Result<()> {
-    world.install(Way::Broker).await?;
+    world.install(&PRODUCTION, Way::Broker).await?;
     // Both of the page's blocks, as the charts write them.
-    let conf = world.agent_conf()?;
+    let conf = world.agent_conf(&PRODUCTION)?;
     ensure!(within(&conf, "access_policy") == Some(&json!("enforced")), "{conf:#}");
     ensure!(within(&conf, "pod_reference_scope") == Some(&json!("agent_node")), "{conf:#}");
     // Who has left out the page's second step is told.
@@ -63,16 +67,22 @@ async fn broker(world: Arc<Charted>) -> Result<()> {
     space.create(&space.manifest("api", &ASKS[..2])).await?;
     let words = ["FailedMount", "spire-agent", "create subjectaccessreviews.authorization.k8s.io"];
     space.event("api", &words).await?;
-    world.let_spire_ask()?;
+    world.let_spire_ask(&PRODUCTION)?;
     space.running("api").await?;
     space.remove().await?;
     served(&world, "charted", "hunter2", true).await
 }
 
 async fn delegated(world: Arc<Charted>) -> Result<()> {
-    world.install(Way::Delegated).await?;
-    ensure!(within(&world.agent_conf()?, "authorized_delegates").is_some());
+    world.install(&PRODUCTION, Way::Delegated).await?;
+    ensure!(within(&world.agent_conf(&PRODUCTION)?, "authorized_delegates").is_some());
     served(&world, "delegated", "hunter3", false).await
+}
+
+async fn quick(world: Arc<Charted>) -> Result<()> {
+    world.install(&QUICK, Way::Broker).await?;
+    world.let_spire_ask(&QUICK)?;
+    served(&world, "quick", "hunter4", true).await
 }
 
 /// The value of a key, wherever it is.
