@@ -146,10 +146,11 @@ async fn signalled(world: Arc<World>) -> Result<()> {
     nginx::image(&world.directory)?;
     let asks = [INJECT, X509, ("countersign.dev/on-change", "signal:HUP@nginx")];
     let mut manifest = space.manifest("web", &asks);
-    let container = &mut manifest["spec"]["containers"][0];
-    container["image"] = json!(nginx::IMAGE);
-    container["securityContext"] = json!({"runAsUser": 101, "runAsGroup": 101, "runAsNonRoot": true});
-    container["readinessProbe"] = json!({"tcpSocket": {"port": nginx::PORT}, "periodSeconds": 1});
+    manifest["spec"]["containers"] = json!([{
+        "name": "main", "image": nginx::IMAGE, "imagePullPolicy": "Never",
+        "securityContext": {"runAsUser": 101, "runAsGroup": 101, "runAsNonRoot": true},
+        "readinessProbe": {"tcpSocket": {"port": nginx::PORT}, "periodSeconds": 1},
+    }]);
     let pod = space.start_from(&manifest).await?;
     let mut follower = follow(&pod)?;
     let mut last = files(&pod)?;
