@@ -3,7 +3,7 @@
 //! goes on between two steps as well: on a slow machine the hour is a longer one.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use countersign_tests::harness::{Case, Needs, case_within};
@@ -15,6 +15,7 @@ use countersign_tests::tokens::{AGENT_SERVICE_ACCOUNT, AUDIENCE};
 use countersign_vault_tests::world::{Plan, World, in_world};
 use futures_util::future::try_join_all;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::asking::{counted, one};
 use crate::clock::{Hands, Moves, folder, program};

@@ -65,8 +65,8 @@ async fn renewed(volume: &PodVolume) -> Result<()> {
 fn line(world: &World, volume: &PodVolume) -> Result<(String, String)> {
     let [line] = texts(&read(&volume.target())?, ["line"])?;
     let mut words = line.split(' ').map(str::to_owned);
-    let mut word = || words.next().context("three words");
-    let (user, password, name) = (word()?, word()?, word()?);
+    let mut next = || words.next().context("three words");
+    let (user, password, name) = (next()?, next()?, next()?);
     world.postgres.as_ref().context("PostgreSQL")?.sql_as(&user, &password, "SELECT 1")?;
     Ok((user, name))
 }
