@@ -31,6 +31,16 @@ pub struct Options {
     pub beta: bool,
 }
 
+impl Options {
+    /// The Kubernetes that was chosen, which logs little and has its directory where it always is.
+    ///
+    /// # Errors
+    /// None was chosen that is known.
+    pub fn usual(sync: Duration) -> Result<Self> {
+        Ok(Self { sync, verbosity: 2, kubelet: layout::KUBELET, version: Version::chosen()?, beta: false })
+    }
+}
+
 /// A running cluster of one node. Everything ends when it is dropped.
 pub struct Cluster {
     files: Files,

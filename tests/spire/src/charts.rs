@@ -13,13 +13,11 @@ use countersign_cluster::cases::Planned;
 use countersign_cluster::chart::Helm;
 use countersign_cluster::cluster::{Cluster, Options};
 use countersign_cluster::images;
-use countersign_cluster::layout::KUBELET;
 use countersign_cluster::namespace::{Entered, enter};
 use countersign_cluster::pods::{LIMIT, Space, until};
 use countersign_cluster::secrets::{SYSTEM, Store};
 use countersign_cluster::target::client;
 use countersign_cluster::tools::tool;
-use countersign_cluster::version::Version;
 use countersign_cluster::{cases, chart};
 use countersign_tests::processes::workspace;
 use countersign_vault_tests::page::Page;
@@ -269,13 +267,7 @@ pub fn main(cases: Vec<Case>, secrets: &[(&str, Value)]) -> Result<ExitCode> {
         Entered::Inside(place) => place,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let options = Options {
-        sync: Duration::from_secs(10),
-        verbosity: 2,
-        kubelet: KUBELET,
-        version: Version::chosen()?,
-        beta: false,
-    };
+    let options = Options::usual(Duration::from_secs(10))?;
     let world = runtime.block_on(async {
         let cluster = Cluster::start(&place, options).await?;
         Charted::new(cluster, &place.directory, &charts, secrets).await.map(Arc::new)

@@ -11,13 +11,11 @@ use countersign_cluster::cases::Planned;
 pub use countersign_cluster::cases::{Kind, case};
 use countersign_cluster::chart::{Helm, Images, values};
 use countersign_cluster::cluster::{Cluster, Options};
-use countersign_cluster::layout::KUBELET;
 use countersign_cluster::namespace::{Entered, enter};
 use countersign_cluster::pods::{LIMIT, Space, is_ready, name, uid, until};
 use countersign_cluster::secrets::{SYSTEM, Store};
 use countersign_cluster::target::client;
 use countersign_cluster::tools::tool;
-use countersign_cluster::version::Version;
 use countersign_cluster::{cases, images, node};
 use countersign_tests::http::Metrics;
 use countersign_tests::processes::workspace;
@@ -279,13 +277,7 @@ fn begin(secrets: &[(&str, Value)]) -> Result<Result<(Runtime, Arc<World>), Exit
         Entered::Inside(place) => place,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let options = Options {
-        sync: Duration::from_secs(10),
-        verbosity: 2,
-        kubelet: KUBELET,
-        version: Version::chosen()?,
-        beta: false,
-    };
+    let options = Options::usual(Duration::from_secs(10))?;
     let world = runtime.block_on(async {
         let cluster = Cluster::start(&place, options).await?;
         World::new(cluster, &place.directory, secrets).await

@@ -7,9 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use countersign_cluster::bench;
 use countersign_cluster::cluster::{Cluster, Options};
-use countersign_cluster::layout::KUBELET;
 use countersign_cluster::namespace::{Entered, enter};
-use countersign_cluster::version::Version;
 use countersign_cluster::world::World;
 
 /// Starts a one-node Kubernetes of real parts in namespaces of its own.
@@ -41,13 +39,7 @@ fn main() -> Result<ExitCode> {
         Entered::Ended(code) => return Ok(code),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let options = Options {
-        sync: Duration::from_secs(60),
-        verbosity: 2,
-        kubelet: KUBELET,
-        version: Version::chosen()?,
-        beta: false,
-    };
+    let options = Options::usual(Duration::from_secs(60))?;
     let cluster = runtime.block_on(Cluster::start(&place, options))?;
     match line.what {
         What::Bench => {
